@@ -1,0 +1,342 @@
+"""Lightning's hooks, translated into calls of the core."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
+from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.remedy.clipping import Clipper
+from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.report.loggers import picture_place, sinks_for
+from lightning_gradwatch.report.sink import Sink
+from lightning_gradwatch.settings import OnNonFinite, Settings
+from lightning_gradwatch.watching import Watch
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+
+    def _callback_classes() -> tuple[type, ...]:
+        found = []
+        for package in ("lightning.pytorch", "pytorch_lightning"):
+            try:
+                found.append(importlib.import_module(package).Callback)
+            except ModuleNotFoundError as error:
+                if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
+                    raise
+        if not found:
+            raise ImportError("GradWatch needs Lightning: pip install pytorch-lightning (or: pip install lightning)")
+        return tuple(dict.fromkeys(found))
+
+    # Both packages have a Callback class of their own, and a Trainer or LightningCLI takes only its own.
+    Callback = type("Callback", _callback_classes(), {})
+
+_CHECKPOINT_KEY = "lightning_gradwatch"
+# Their gradients are shards in a form that only the engine can put together.
+_UNSUPPORTED_STRATEGIES = {
+    "DeepSpeedStrategy": "DeepSpeed keeps the gradients in its engine",
+    "FSDPStrategy": "FSDP1 keeps flat shards of the gradients; ModelParallelStrategy (FSDP2) is supported",
+}
+
+
+class GradWatch(Callback):
+    """Watch gradients: tell whether they vanish or explode, in which layers, why, and what to do about it.
+
+    Training is not changed by watching: weights, optimizer state and random numbers are the same to the last bit
+    without a ``clipper`` and with ``on_nonfinite="warn"``. An error inside GradWatch never ends training: it is told,
+    ``disabled_reason`` says it, and ``gradwatch/active`` becomes 0.
+
+    Logged at the Trainer's interval, with ``/optimizer_0`` and so on behind where there are several optimizers:
+
+    | key | what |
+    |---|---|
+    | ``gradwatch/global_norm`` | norm of all gradients, before clipping; in ``trainer.callback_metrics`` as well |
+    | ``gradwatch/clipped_global_norm`` | the same after clipping |
+    | ``gradwatch/log10_norm_p05``, ``_median``, ``_p95`` | percentiles of log10 of the layers' norms |
+    | ``gradwatch/open_warnings`` | how many faults last |
+    | ``gradwatch/skipped_steps`` | how many steps were dropped so far |
+    | ``gradwatch/active`` | 1; 0 after GradWatch had to switch itself off |
+
+    Args:
+        vanishing_threshold: A layer's gradient norm below it, in ``patience`` readings in a row, is vanishing. On top
+            of the rules, in the gradient's own unit; held against norms before clipping.
+        exploding_threshold: The same for a norm above it.
+        patience: Readings in a row before a layer counts as sick; non-finite gradients and steps that overwrite
+            weights do not wait.
+        warmup_steps: First readings of a layer that are not judged; non-finite gradients are.
+        rules: Rules of your own in place of ``default_rules()``.
+        ignore: Muted rules: an id (``"vanishing.depth"``), a family (``"vanishing"``), or either with a pattern of
+            layers (``"vanishing.depth:encoder.*"``).
+        sinks: Further places where reports go: objects with ``write(report)`` and ``close()``.
+        clipper: Clips every step, such as ``ClipByGlobalNorm(max_norm=1.0)``.
+        on_nonfinite: What a NaN or infinite gradient does: ``"warn"`` only tells, ``"skip"`` drops that step,
+            ``"raise"`` ends training with ``GradientFault``. Steps that a loss scaler drops are none of these.
+        max_consecutive_skips: So many steps may be dropped in a row; one more raises ``GradientFault``.
+        stop_on: Symptoms that end training after the step, such as ``["non_finite", "exploding"]``.
+        every_n_steps: Judge and remember every n-th step of each optimizer; clipping and ``on_nonfinite`` act on all.
+        per_layer_scalars: Whether each layer's norm is logged as ``gradwatch/norm/LAYER``.
+        heatmap: Whether the layer x step picture is drawn.
+
+    Raises:
+        TypeError: If a clipper, rule or sink lacks the method that it is called by.
+        ValueError: If a value is out of range, or clashes with the Trainer's settings (then before training starts).
+
+    Example:
+        >>> GradWatch(exploding_threshold=1e3, patience=2).settings.patience
+        2
+    """
+
+    def __init__(
+        self,
+        *,
+        vanishing_threshold: float | None = None,
+        exploding_threshold: float | None = None,
+        patience: int = 3,
+        warmup_steps: int = 0,
+        rules: Sequence[Rule] | None = None,
+        ignore: Sequence[str] = (),
+        sinks: Sequence[Sink] = (),
+        clipper: Clipper | None = None,
+        on_nonfinite: OnNonFinite = "warn",
+        max_consecutive_skips: int = 10,
+        stop_on: Sequence[str] = (),
+        every_n_steps: int = 1,
+        per_layer_scalars: bool = False,
+        heatmap: bool = True,
+    ) -> None:
+        super().__init__()
+        self.settings = Settings(
+            vanishing_threshold=vanishing_threshold,
+            exploding_threshold=exploding_threshold,
+            patience=patience,
+            warmup_steps=warmup_steps,
+            rules=rules,
+            ignore=ignore,
+            sinks=sinks,
+            clipper=clipper,
+            on_nonfinite=on_nonfinite,
+            max_consecutive_skips=max_consecutive_skips,
+            stop_on=stop_on,
+            every_n_steps=every_n_steps,
+            per_layer_scalars=per_layer_scalars,
+            heatmap=heatmap,
+        )
+        self._watch = Watch(self.settings)
+        self._numbers: dict[int, int] = {}
+        self._hooks: list[Any] = []
+        self._fitting = False
+
+    @property
+    def history(self) -> GradientHistory:
+        """Everything that was measured: a row a reading, a column a layer."""
+        return self._watch.history
+
+    @property
+    def diagnoses(self) -> list[Diagnosis]:
+        """All faults so far, oldest first, one for each onset."""
+        return list(self._watch.diagnoses)
+
+    @property
+    def remedies(self) -> list[Remedy]:
+        """Ways out of the faults that last, best first."""
+        return self._watch.remedies
+
+    @property
+    def disabled_reason(self) -> str | None:
+        """Why GradWatch switched itself off, None while it works."""
+        return self._watch.disabled_reason
+
+    def assert_healthy(self, symptoms: Sequence[str] | None = None, after_step: int = 0) -> None:
+        """Fail where a warning was given, or nothing was measured; for a test suite.
+
+        Args:
+            symptoms: Only these, such as ``["vanishing"]``; all by default.
+            after_step: Only faults that lasted or began at or after this step.
+
+        Raises:
+            AssertionError: With what was found.
+        """
+        self._watch.assert_healthy(symptoms, after_step)
+
+    def on_diagnosis(self, trainer: Trainer, pl_module: LightningModule, diagnosis: Diagnosis) -> None:
+        """Called on rank zero for each fault that begins; to be overridden. Errors in it do not end training."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse settings that clash with the Trainer's."""
+        if stage != "fit":
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, GradWatch) for callback in callbacks) > 1:
+            raise ValueError(
+                "Two GradWatch callbacks in one Trainer would read every gradient twice and tell everything twice. "
+                "Keep one of them; several rules, sinks and thresholds fit into one GradWatch."
+            )
+        if self.settings.clipper is not None and trainer.gradient_clip_val:
+            raise ValueError(
+                f"`GradWatch(clipper={self.settings.clipper!r})` and `Trainer(gradient_clip_val="
+                f"{trainer.gradient_clip_val!r})` would clip the same gradients one after the other. Remove `clipper` "
+                "to keep the Trainer's clipping (GradWatch shows the norms before and after), or remove "
+                "`gradient_clip_val` to keep the clipper."
+            )
+        strategy = type(trainer.strategy).__name__
+        if strategy in _UNSUPPORTED_STRATEGIES and self.settings.acts:
+            raise ValueError(
+                f"`clipper` and `on_nonfinite={self.settings.on_nonfinite!r}` cannot work with {strategy}: "
+                f"{_UNSUPPORTED_STRATEGIES[strategy]}. Use the strategy's own clipping."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to watch: all modules, optimizers and strategies are in place now."""
+        self._refuse_scaled_actions(trainer)
+        # Asked on every rank: Lightning agrees on the directory.
+        directory = _log_directory(trainer)
+        self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
+        self._fitting = True
+        self._watch.start(
+            pl_module,
+            num_optimizers=len(trainer.optimizers),
+            sinks=self._sinks(trainer, directory) if trainer.is_global_zero else (),
+            picture=picture_place(trainer.loggers, directory, heatmap=self.settings.heatmap),
+            tells=trainer.is_global_zero,
+            clips_elsewhere=_clips(trainer, pl_module),
+        )
+        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+        strategy = type(trainer.strategy).__name__
+        if strategy in _UNSUPPORTED_STRATEGIES:
+            self._watch.disable(f"{strategy} is not supported: {_UNSUPPORTED_STRATEGIES[strategy]}")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Tell the core where the loggers stand."""
+        step, due = _logging(trainer)
+        self._watch.begin_batch(step, due)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Hand over the loss before backward."""
+        self._watch.before_backward(loss)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Hand over the gradients: unscaled, accumulated, averaged over processes, not yet clipped."""
+        scaler = _scaler(trainer)
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        self._watch.before_step(
+            self._numbers.setdefault(id(optimizer), len(self._numbers)),
+            optimizer,
+            trainer.global_step,
+            gradient_scale=scale if _unscales_itself(optimizer) else 1.0,
+            # Lightning divides the loss by the number of batches that it accumulates; their sum is the mean again.
+            loss_scale=scale,
+            scaled=scaler is not None,
+        )
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._watch.after_step(self._numbers.get(id(optimizer), -1))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let the core judge, and stop where that is asked."""
+        onsets = self._watch.end_batch() or ()
+        for number, norm in self._watch.global_norms.items():
+            suffix = f"/optimizer_{number}" if len(trainer.optimizers) > 1 else ""
+            trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm)
+        if trainer.is_global_zero:
+            self._watch.each_diagnosis(onsets, lambda d: self.on_diagnosis(trainer, pl_module, d))
+        if self.settings.stop_on:
+            stop = self._watch.stops(onsets)
+            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how it went."""
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how it went so far: Lightning calls nothing after this."""
+        self._finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        self._finish()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put what is remembered into the checkpoint.
+
+        Not ``state_dict``: Lightning keeps that under a key that two instances, or the two Lightning packages, do not
+        share.
+        """
+        state = self._watch.state_dict()
+        if state is not None:
+            checkpoint[_CHECKPOINT_KEY] = state
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take back what was remembered."""
+        if _CHECKPOINT_KEY in checkpoint:
+            self._watch.load_state_dict(checkpoint[_CHECKPOINT_KEY])
+
+    def _sinks(self, trainer: Trainer, directory: Path | None) -> list[Sink]:
+        settings = self.settings
+        ours = sinks_for(
+            trainer.loggers,
+            directory,
+            heatmap=settings.heatmap,
+            per_layer_scalars=settings.per_layer_scalars,
+            vanishing_threshold=settings.vanishing_threshold,
+            exploding_threshold=settings.exploding_threshold,
+        )
+        return [*ours, *settings.sinks]
+
+    def _finish(self) -> None:
+        if not self._fitting:
+            return
+        self._fitting = False
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._watch.finish()
+
+    def _refuse_scaled_actions(self, trainer: Trainer) -> None:
+        if _scaler(trainer) is None or not self.settings.acts or not any(map(_unscales_itself, trainer.optimizers)):
+            return
+        raise ValueError(
+            "`clipper` and `on_nonfinite` cannot act on an optimizer with fused=True under precision='16-mixed': it "
+            "unscales the gradients inside step(), after every hook. Use fused=False, or precision='bf16-mixed', or "
+            "remove `clipper` and `on_nonfinite`."
+        )
+
+
+def _log_directory(trainer: Trainer) -> Path | None:
+    directory = trainer.log_dir
+    if directory is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    return Path(directory)
+
+
+def _logging(trainer: Trainer) -> tuple[int, bool]:
+    """Return where ``self.log`` puts the next value on the x axis, and whether Lightning logs at this batch.
+
+    The one place that reads a private attribute: Lightning counts batches that stepped, and has no public name for
+    the number. ``global_step`` counts every optimizer's step.
+    """
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    # Set by the Trainer's constructor; 0 where nothing is to be logged.
+    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return step, interval > 0 and (step + 1) % interval == 0
+
+
+def _scaler(trainer: Trainer) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _unscales_itself(optimizer: Optimizer) -> bool:
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _clips(trainer: Trainer, pl_module: LightningModule) -> bool:
+    own = type(pl_module).configure_gradient_clipping.__qualname__ != "LightningModule.configure_gradient_clipping"
+    return bool(trainer.gradient_clip_val) or own

@@ -1,0 +1,1 @@
+"""Second floor: pure functions from numbers to diagnoses; no torch."""

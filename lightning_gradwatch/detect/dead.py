@@ -1,0 +1,73 @@
+"""Which layers get a gradient that is exactly zero, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
+from lightning_gradwatch.measure.snapshot import BoolArray
+
+
+@dataclass(frozen=True)
+class DeadRule:
+    """Name the layers whose gradient was exactly zero in each of the last ``num_readings`` readings.
+
+    A zero is not a small number: no loss scale and no optimizer makes up for it. A LoRA pair starts with one zero
+    gradient and a residual branch with a zero scale with one or two, so a few readings decide nothing. A loss of
+    exactly zero has nothing left to teach and is no fault. It is a warning where the gradient is cut: from some layer
+    back to the input everything is zero; a single layer (an expert that no sample chose) is a notice.
+
+    Attributes:
+        num_readings: How many readings in a row. Ours: zero starts (LoRA, ReZero, Fixup) end within 2 readings.
+
+    Example:
+        >>> DeadRule().num_readings
+        10
+    """
+
+    num_readings: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse a number of readings that is no number."""
+        if self.num_readings < 1:
+            raise ValueError(f"`num_readings` must be a positive integer. Got {self.num_readings!r}")
+
+    def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
+        """Yield one diagnosis for all dead layers, in forward order."""
+        readings = observations.gradients
+        if len(readings) < self.num_readings or readings.losses[-1] == 0:
+            return
+        recent = slice(-self.num_readings, None)
+        present = readings.present[recent]
+        dead: BoolArray = np.logical_and.reduce(present & (readings.norms[recent] == 0), axis=0)
+        if not dead.any():
+            return
+        ever_present: BoolArray = np.logical_or.reduce(present, axis=0)
+        living = observations.order[ever_present[observations.order]]
+        layers = living[dead[living]]
+        cut = bool(dead[living[: len(layers)]].all())
+        ever = bool((readings.norms[:, layers] > 0).any())
+        everywhere = len(layers) == len(living)
+        yield Diagnosis(
+            rule="dead",
+            symptom=Symptom.DEAD,
+            severity="warning" if cut else "notice",
+            optimizer=observations.optimizer,
+            layers=observations.names(layers),
+            step=observations.step,
+            message=_message(everywhere, cut),
+            measured=f"exactly 0 in the last {self.num_readings} readings in {len(layers)} of {len(living)} layers; "
+            + ("it was not 0 before" if ever else "it was never anything else"),
+            cause="units that are off for every sample (dead ReLU), a detached graph, or an output that the loss "
+            "cannot move, such as a softmax over one unit",
+            evidence={"num_readings": self.num_readings, "everywhere": everywhere, "ever_alive": ever},
+        )
+
+
+def _message(everywhere: bool, cut: bool) -> str:
+    if everywhere:
+        return "no gradient at all reaches any layer"
+    return "no gradient at all reaches the first layers" if cut else "some layers get no gradient at all"

@@ -1,0 +1,158 @@
+"""What a rule sees and what it says: observations, symptoms and diagnoses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from lightning_gradwatch.measure.history import Readings
+from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray, LayerDescription, OptimizerDescription
+
+Severity: TypeAlias = Literal["warning", "notice"]
+
+
+class Symptom(Enum):
+    """What is wrong with a gradient.
+
+    Example:
+        >>> Symptom("vanishing") is Symptom.VANISHING
+        True
+    """
+
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    NON_FINITE = "non_finite"
+    SPIKE = "spike"
+    DEAD = "dead"
+    DISCONNECTED = "disconnected"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A symptom of some layers, with the numbers that gave it away.
+
+    Attributes:
+        rule: Id of the rule, its family first: ``"vanishing.depth"``.
+        symptom: What is wrong.
+        severity: ``"warning"`` where layers do not learn, ``"notice"`` where the profile is poor and training copes.
+        optimizer: Number of the optimizer whose step it was.
+        layers: Names of the sick layers, the one where it began or is worst first.
+        step: The Trainer's ``global_step`` at the onset.
+        message: What is wrong, in plain words.
+        measured: The numbers, as a sentence.
+        cause: The likely cause, from what the model is made of; empty where nothing is known.
+        evidence: The numbers by name.
+        remedies: Ways out, best first (``lightning_gradwatch.Remedy``).
+        count: How often this fault has begun so far.
+        recovered_at: The ``global_step`` at which it was gone, None while it lasts.
+
+    Example:
+        >>> Diagnosis("my.rule", Symptom.SPIKE, layers=("net.0",), step=7, message="too large").to_dict()["symptom"]
+        'spike'
+    """
+
+    rule: str
+    symptom: Symptom
+    severity: Severity = "warning"
+    optimizer: int = 0
+    layers: tuple[str, ...] = ()
+    step: int = 0
+    message: str = ""
+    measured: str = ""
+    cause: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    remedies: tuple[Any, ...] = ()
+    count: int = 1
+    recovered_at: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values that JSON can hold; numbers that are not finite become strings."""
+        plain = {name: _plain(value) for name, value in self.__dict__.items() if name not in ("symptom", "remedies")}
+        advice = [{"title": r.title, "reason": r.reason, "code": r.code} for r in self.remedies]
+        return {**plain, "symptom": self.symptom.value, "remedies": advice}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
+        """Rebuild a diagnosis from ``to_dict``, without its remedies, which belong to a living model."""
+        known = {**values, "symptom": Symptom(values["symptom"]), "layers": tuple(values["layers"]), "remedies": ()}
+        return replace(cls(rule=values["rule"], symptom=known["symptom"]), **known)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What a rule may look at: the readings of one optimizer, oldest first, the newest being judged.
+
+    What was not measured is empty: without a signal probe ``signals`` and ``updates`` are.
+
+    Attributes:
+        step: The Trainer's ``global_step`` before the step that is judged.
+        optimizer: Number of the optimizer.
+        optimizer_description: Its class, momentum and eps.
+        layers: All layers of the model, in registration order, ``[num_layers]``.
+        order: Indices of the layers in forward order, ``[num_layers]``.
+        gradients: The newest readings of this optimizer.
+        loss: The loss of each of its readings since the start of training, old ones thinned; NaN where it is not
+            known, and throughout where several optimizers work against each other.
+        signals: Snapshots of the signal probe.
+        updates: How far the optimizer really moved each layer.
+    """
+
+    step: int
+    optimizer: int
+    optimizer_description: OptimizerDescription
+    layers: tuple[LayerDescription, ...]
+    order: IntArray
+    gradients: Readings
+    loss: FloatArray
+    signals: tuple[Any, ...] = ()
+    updates: tuple[Any, ...] = ()
+
+    @property
+    def learning_rate(self) -> FloatArray:
+        """The newest learning rate of each layer, ``[num_layers]``."""
+        newest: FloatArray = self.gradients.learning_rates[-1]
+        return newest
+
+    @cached_property
+    def bias_sizes(self) -> FloatArray:
+        """How many biases each layer has whose gradient is the batch sum of delta, ``[num_layers]``.
+
+        0 without a bias, and for a bias that feeds a batch normalization, whose gradient cancels to rounding noise.
+        """
+        return np.array([0 if a.feeds_batch_norm else a.num_biases for a in self.layers], dtype=np.float64)
+
+    @cached_property
+    def sizes(self) -> FloatArray:
+        """How many parameters each layer has, at least 1, ``[num_layers]``."""
+        return np.array([max(layer.num_parameters, 1) for layer in self.layers], dtype=np.float64)
+
+    @cached_property
+    def matrices(self) -> BoolArray:
+        """Which layers have a weight of two or more dimensions, ``[num_layers]``."""
+        return np.array([layer.has_matrix for layer in self.layers], dtype=np.bool_)
+
+    def names(self, layers: Iterable[int]) -> tuple[str, ...]:
+        """Return the names of layers given by index."""
+        return tuple(self.layers[layer].name for layer in layers)
+
+
+# Called once a reading with one optimizer's rows; says what is sick now, not what is new.
+Rule: TypeAlias = Callable[[Observations], Iterable[Diagnosis]]

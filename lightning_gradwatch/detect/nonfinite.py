@@ -1,0 +1,58 @@
+"""Which layers have a gradient that is NaN or infinite, and where that began."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
+
+
+@dataclass(frozen=True)
+class NonFiniteRule:
+    """Name the layers whose newest gradient is not finite.
+
+    Backward runs from the loss to the input, so the sick layer nearest the output is where it began; where the loss
+    itself is not finite, the forward pass had broken before.
+
+    Example:
+        >>> NonFiniteRule()
+        NonFiniteRule()
+    """
+
+    def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
+        """Yield one diagnosis, the layer nearest the output first."""
+        readings = observations.gradients
+        norms = readings.norms[-1]
+        sick = readings.present[-1] & ~np.isfinite(norms)
+        if not sick.any():
+            return
+        backward = observations.order[::-1]
+        indices = backward[sick[backward]]
+        loss = float(observations.loss[-1])
+        values = norms[indices]
+        yield Diagnosis(
+            rule="non_finite",
+            symptom=Symptom.NON_FINITE,
+            optimizer=observations.optimizer,
+            layers=observations.names(indices),
+            step=observations.step,
+            message="gradients are NaN" if np.isnan(values).any() else "gradients are infinite",
+            measured=(
+                f"{int(np.isnan(values).sum())} layers NaN, {int(np.isinf(values).sum())} infinite, "
+                f"{int(readings.present[-1].sum() - sick.sum())} finite; loss {loss:.4g}"
+            ),
+            cause=_cause(loss, observations.layers[indices[0]].name, bool(sick[readings.present[-1]].all())),
+            evidence={"loss": loss, "num_nan": int(np.isnan(values).sum()), "num_inf": int(np.isinf(values).sum())},
+        )
+
+
+def _cause(loss: float, culprit: str, everywhere: bool) -> str:
+    if not math.isfinite(loss) and not math.isnan(loss):
+        return "the loss itself is infinite: the forward pass overflowed"
+    if math.isnan(loss) and everywhere:
+        return "the loss itself is NaN or not known: look at the batch and at weights that an earlier step blew up"
+    return f"it began in the backward pass at {culprit}, the sick layer nearest the loss"

@@ -1,0 +1,80 @@
+"""Whether training moves: how far a step moves each layer, and whether the loss has fallen.
+
+The numbers named "ours" in this package were measured on 1,120 recorded runs of 203 small networks, sick and healthy,
+each labelled by whether it learned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_gradwatch.detect.diagnosis import Observations
+from lightning_gradwatch.measure.snapshot import FloatArray
+
+# Optimizers whose step is the learning rate times the gradient (times momentum's gain).
+PLAIN_OPTIMIZERS = frozenset({"SGD", "ASGD"})
+# Optimizers that divide each number's step by the size of its own gradient, so that a small one moves as far.
+RESCALING_OPTIMIZERS = frozenset(
+    {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "Adagrad", "Adadelta", "RMSprop", "Adafactor"}
+)
+# The first readings hold the jump in which the output layer learns the mean of the targets; a loss that only fell
+# there has not learned from its inputs (ours: sigmoid networks that never learn fall by up to 6% in them).
+_SETTLING = 10
+# Ours: after settling, sick runs fell by at most 4% in 100 readings and healthy ones by 10% or more.
+_FALL = 0.05
+# Ours: sick runs reached 3.4 standard errors, healthy ones at least 4.1 beside a fall of 17%.
+_STANDARD_ERRORS = 6.0
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+def relative_updates(observations: Observations) -> FloatArray | None:
+    """Estimate how far the newest step moves each layer, as a share of its weights.
+
+    ``updates = learning_rate * |g| / |w|`` for SGD (one step's own share, momentum not counted), and
+    ``learning_rate * r / (r + eps) / rms(w)`` with ``r = rms(g)`` for Adam and its kin, after clipping.
+
+    Args:
+        observations: Readings of one optimizer.
+
+    Returns:
+        One value a layer, ``[num_layers]``, NaN where it is absent; None for an optimizer whose step is not known.
+    """
+    readings, optimizer = observations.gradients, observations.optimizer_description
+    norms: FloatArray = readings.clipped_norms[-1]
+    weights: FloatArray = np.maximum(readings.weight_norms[-1], _TINY)
+    rates = observations.learning_rate
+    if optimizer.kind in PLAIN_OPTIMIZERS:
+        return rates * norms / weights
+    if optimizer.kind in RESCALING_OPTIMIZERS:
+        roots = np.sqrt(observations.sizes)
+        rms = norms / roots
+        return rates * rms / np.maximum(rms + optimizer.eps, _TINY) / (weights / roots)
+    return None
+
+
+def loss_has_fallen(losses: FloatArray, horizon: int) -> bool | None:
+    """Tell whether the loss is clearly below where it stood after the first jump.
+
+    Fallen is: by 5% of its size, or by six standard errors.
+
+    Args:
+        losses: The loss of each reading since the start of training, old ones perhaps thinned, ``[n]``.
+        horizon: How many readings it takes to tell that it has not fallen.
+
+    Returns:
+        True or False; None while that is open, or where the loss is not known.
+
+    Example:
+        >>> flat, falling = np.full(200, 2.3), np.linspace(2.3, 1.0, 200)
+        >>> loss_has_fallen(flat, 100), loss_has_fallen(falling, 100), loss_has_fallen(flat[:50], 100)
+        (False, True, None)
+    """
+    known = losses[np.isfinite(losses)]
+    if len(known) < 3 * _SETTLING:
+        return None
+    early, late = known[_SETTLING : 2 * _SETTLING], known[-_SETTLING:]
+    fall = float(np.median(early) - np.median(late))
+    error = float(np.sqrt((early.var(ddof=1) + late.var(ddof=1)) / _SETTLING))
+    if fall > _FALL * abs(float(np.median(early))) or fall > _STANDARD_ERRORS * max(error, _TINY):
+        return True
+    return False if len(known) >= horizon else None

@@ -1,0 +1,156 @@
+"""From a reading to what is told of it: the rules are asked, onsets tracked, ways out added."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lightning_gradwatch.detect.depth import depth_profile
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations
+from lightning_gradwatch.detect.onset import Changes, OnsetTracker
+from lightning_gradwatch.detect.rules import heard
+from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.measure.reading import Reader
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, IntArray, OptimizerDescription
+from lightning_gradwatch.remedy.advice import advise
+from lightning_gradwatch.settings import Settings
+
+# Patience (3 by default) has then let every fault speak that is there from the start.
+_VERDICT_AFTER = 5
+# A profile this steep is on its way to a diagnosis: too early to call it healthy (ours; see DepthRule.suspect).
+_STEEP = 2.0
+
+
+class Judge:
+    """Asks the rules at each reading and remembers what is open.
+
+    Args:
+        settings: What the person has set.
+        logger: Where a rule that fails is named.
+    """
+
+    def __init__(self, settings: Settings, logger: logging.Logger) -> None:
+        self.tracker = OnsetTracker(settings.patience, settings.warmup_steps)
+        self._settings = settings
+        self._logger = logger
+        self._rules = list(settings.all_rules)
+        self._seen: dict[int, IntArray] = {}
+        self._cleared: set[int] = set()
+
+    def judge(
+        self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
+    ) -> Changes:
+        """Judge the newest reading of an optimizer.
+
+        Args:
+            snapshot: The reading, already in the history.
+            history: All readings.
+            reader: Knows the layers.
+            optimizer: What is known of the optimizer.
+
+        Returns:
+            What is to be told, with remedies.
+        """
+        seen = self._count(snapshot)
+        observations = self._observe(snapshot, history, reader, optimizer)
+        findings = heard(self._ask(observations), self._settings.ignore)
+        if not findings and not self.tracker.suspicious:
+            return Changes()
+        present = {history.layers[column]: int(column) for column in np.flatnonzero(snapshot.present)}
+        changes = self.tracker.update(findings, snapshot.optimizer, snapshot.step, present, seen.tolist())
+        return replace(changes, onsets=tuple(self._advised(diagnosis, reader) for diagnosis in changes.onsets))
+
+    def healthy(
+        self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
+    ) -> tuple[bool, float | None]:
+        """Tell, once for each optimizer, that its first readings are healthy.
+
+        Returns:
+            Whether it is to be told now, and the factor from layer to layer where it is known.
+        """
+        number = snapshot.optimizer
+        if number in self._cleared or int(self._count_of(snapshot).max(initial=0)) < _VERDICT_AFTER:
+            return False, None
+        norms = snapshot.norms[snapshot.present]
+        fine = norms.size > 0 and bool((np.isfinite(norms) & (norms > 0)).all())
+        if self.tracker.suspicious or not fine or any(d.optimizer == number for d in self.tracker.diagnoses):
+            return False, None
+        profile = depth_profile(self._observe(snapshot, history, reader, optimizer))
+        if profile is not None and abs(profile.attenuation) > _STEEP:
+            return False, None
+        self._cleared.add(number)
+        return True, None if profile is None else profile.factor
+
+    def _observe(
+        self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
+    ) -> Observations:
+        return Observations(
+            step=snapshot.step,
+            optimizer=snapshot.optimizer,
+            optimizer_description=optimizer,
+            layers=reader.descriptions,
+            order=np.array(history.order, dtype=np.int64),
+            gradients=history.readings(snapshot.optimizer),
+            loss=history.losses_of(snapshot.optimizer),
+        )
+
+    def _ask(self, observations: Observations) -> list[Diagnosis]:
+        findings: list[Diagnosis] = []
+        for rule in list(self._rules):
+            try:
+                # NaN and zero are what is looked for, not a mistake.
+                with np.errstate(all="ignore"):
+                    findings += rule(observations)
+            except Exception as error:
+                self._rules.remove(rule)
+                name = getattr(rule, "__name__", type(rule).__name__)
+                self._logger.warning(
+                    "GradWatch  rule %s failed and is switched off: %s: %s", name, type(error).__name__, error
+                )
+        return findings
+
+    def _advised(self, diagnosis: Diagnosis, reader: Reader) -> Diagnosis:
+        advice = advise(
+            diagnosis,
+            reader.model,
+            reader.layers,
+            reader.descriptions,
+            clips=self._settings.clipper is not None,
+            skips=self._settings.on_nonfinite != "warn",
+        )
+        cause = "; ".join(part for part in (diagnosis.cause, advice.weights) if part)
+        advised = replace(diagnosis, cause=cause, remedies=advice.remedies)
+        self.tracker.exchange(diagnosis, advised)
+        return advised
+
+    def _count_of(self, snapshot: GradientSnapshot) -> IntArray:
+        known = self._seen.get(snapshot.optimizer, np.zeros(0, dtype=np.int64))
+        missing = len(snapshot.present) - len(known)
+        return np.concatenate([known, np.zeros(missing, dtype=np.int64)]) if missing else known
+
+    def _count(self, snapshot: GradientSnapshot) -> IntArray:
+        self._seen[snapshot.optimizer] = self._count_of(snapshot) + snapshot.present
+        return self._seen[snapshot.optimizer]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered as plain values, for a checkpoint."""
+        seen = [[number, counts.tolist()] for number, counts in self._seen.items()]
+        return {"tracker": self.tracker.state_dict(), "seen": seen, "cleared": sorted(self._cleared)}
+
+    def load_state_dict(self, state: Mapping[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
+        """Take back what ``state_dict`` returned, matching layers by name.
+
+        Args:
+            state: What was saved.
+            old: Names of the layers then.
+            new: Names of the layers now.
+        """
+        self.tracker.load_state_dict(state["tracker"])
+        self._cleared = set(state["cleared"])
+        for number, counts in state["seen"]:
+            by_name = dict(zip(old, counts, strict=False))
+            self._seen[number] = np.array([by_name.get(name, 0) for name in new], dtype=np.int64)

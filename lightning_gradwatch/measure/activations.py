@@ -1,0 +1,71 @@
+"""Which activation follows which layer, and what else outlives the model: descriptions of the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_gradwatch.measure.graph import Topology
+from lightning_gradwatch.measure.layers import Layer
+from lightning_gradwatch.measure.snapshot import LayerDescription
+
+_MODULES = {
+    "ReLU": "relu", "ReLU6": "relu", "LeakyReLU": "leaky_relu", "PReLU": "leaky_relu", "RReLU": "leaky_relu",
+    "Sigmoid": "sigmoid", "LogSigmoid": "sigmoid", "Hardsigmoid": "sigmoid", "Tanh": "tanh", "Hardtanh": "tanh",
+    "GELU": "gelu", "SiLU": "silu", "Mish": "silu", "Hardswish": "silu", "ELU": "elu", "CELU": "elu", "SELU": "selu",
+    "Softplus": "softplus",
+}  # fmt: skip
+
+
+def describe_layers(model: nn.Module, layers: Sequence[Layer], topology: Topology) -> tuple[LayerDescription, ...]:
+    """Describe each layer in plain words and numbers.
+
+    The activation is the one that the autograd graph shows behind the layer; where the graph was opaque
+    (``torch.compile``), it is the activation module that is registered next.
+
+    Args:
+        model: The model.
+        layers: Its layers.
+        topology: What the graph told; empty where it told nothing.
+
+    Returns:
+        One description a layer, ``[num_layers]``.
+
+    Example:
+        >>> from lightning_gradwatch.measure.layers import find_layers
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+        >>> [about.activation for about in describe_layers(model, find_layers(model), Topology())]
+        ['tanh', None]
+    """
+    registered = {} if topology.order else _registered_activations(model, layers)
+    return tuple(
+        LayerDescription(
+            name=layer.name,
+            kind=layer.kind,
+            num_parameters=layer.num_parameters,
+            num_biases=_num_biases(layer),
+            has_matrix=any(parameter.ndim > 1 for parameter in layer.parameters.values()),
+            trainable=layer.trainable,
+            activation=topology.activations.get(number, registered.get(number)),
+            feeds_batch_norm=number in topology.feed_batch_norm,
+        )
+        for number, layer in enumerate(layers)
+    )
+
+
+def _num_biases(layer: Layer) -> int:
+    bias = layer.parameters.get("bias")
+    return bias.numel() if bias is not None and bias.ndim == 1 else 0
+
+
+def _registered_activations(model: nn.Module, layers: Sequence[Layer]) -> dict[int, str]:
+    numbers = {id(layer.module): number for number, layer in enumerate(layers)}
+    found: dict[int, str] = {}
+    last: int | None = None
+    for module in model.modules():
+        name = _MODULES.get(type(module).__name__)
+        if name is not None and last is not None:
+            found.setdefault(last, name)
+        last = numbers.get(id(module), last)
+    return found

@@ -1,0 +1,209 @@
+"""What the autograd graph of one loss tells of the model: forward order and what follows each layer.
+
+The graph is only read, between forward and backward: no hook, no change to the model, and an activation called as a
+function (``torch.sigmoid(self.fc(x))``) is seen as well as a module. ``torch.compile`` leaves one opaque node in the
+graph; then nothing is found, and registration order stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gradwatch.measure.layers import Layer
+
+# The operations as autograd names their backward nodes, without "Backward0".
+ACTIVATIONS = {
+    "Relu": "relu", "LeakyRelu": "leaky_relu", "Prelu": "leaky_relu", "RreluWithNoise": "leaky_relu",
+    "Sigmoid": "sigmoid", "LogSigmoid": "sigmoid", "Hardsigmoid": "sigmoid", "Tanh": "tanh", "Hardtanh": "tanh",
+    "Gelu": "gelu", "Silu": "silu", "Mish": "silu", "Hardswish": "silu", "Elu": "elu", "Selu": "selu",
+    "Softplus": "softplus", "Exp": "exp",
+}  # fmt: skip
+_BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
+_RESHAPES = {
+    "View", "UnsafeView", "Reshape", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Expand", "Clone", "Alias",
+    "ToCopy", "Select", "Slice", "Split", "Unbind", "Contiguous",
+}  # fmt: skip
+# What a parameter may pass before the layer uses it.
+_PARAMETER_STEPS = _RESHAPES | {"WeightNormInterface"}
+# What a layer's output may pass before its activation.
+_OUTPUT_STEPS = _RESHAPES | _BATCH_NORMS | {
+    "NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm", "NativeDropout", "Add", "Stack", "Cat", "Mean", "Sum",
+    "Scale", "MaxPool1D", "MaxPool2DWithIndices", "MkldnnMaxPool2D", "AvgPool2D", "AdaptiveAvgPool2D",
+}  # fmt: skip
+_GATES = {"sigmoid", "tanh"}
+# How many operations may lie between a layer and its activation: pooling, norm, dropout and reshapes are about six.
+_REACH = 12
+# A recurrent network unrolled by hand over 10,000 steps has some 100,000 nodes; far beyond, reading costs seconds.
+MAX_NODES = 200_000
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where layers stand in the forward pass.
+
+    Attributes:
+        order: Indices of the layers that the loss depends on, in the order in which the forward pass used them.
+        activations: The activation that follows each of them, ``"linear"`` where the next layer or the loss comes
+            first, ``"gate"`` where a sigmoid or tanh is multiplied with something; unknown ones are left out.
+        feed_batch_norm: Indices of the layers whose output goes straight into a batch normalization.
+    """
+
+    order: tuple[int, ...] = ()
+    activations: Mapping[int, str] = field(default_factory=dict)
+    feed_batch_norm: frozenset[int] = frozenset()
+
+
+def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NODES) -> Topology:
+    """Read forward order and following activations from the autograd graph of a loss.
+
+    Args:
+        loss: A loss on which ``backward`` has not run yet.
+        layers: The model's layers.
+        max_nodes: Size of the graph above which it is not read.
+
+    Returns:
+        What was found; empty where the graph is opaque or too large.
+
+    Example:
+        >>> from torch import nn, ones
+        >>> from lightning_gradwatch.measure.layers import find_layers
+        >>> head, body = nn.Linear(3, 1), nn.Linear(2, 3)
+        >>> layers = find_layers(nn.ModuleList([head, body]))
+        >>> topology = read_topology(head(body(ones(1, 2)).sigmoid()).sum(), layers)
+        >>> topology.order, topology.activations[1]
+        ((1, 0), 'sigmoid')
+    """
+    owners = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters.values()}
+    graph = _Graph(loss.grad_fn, max_nodes)
+    uses = graph.first_uses(owners)
+    consumers = {node for nodes in uses.values() for node in nodes}
+    activations: dict[int, str] = {}
+    feed_batch_norm = set()
+    for layer, nodes in uses.items():
+        output = max(nodes, key=graph.position.__getitem__)
+        name = graph.name_after(output, consumers - set(nodes))
+        if name is not None:
+            activations[layer] = name
+        if graph.reaches_batch_norm(output):
+            feed_batch_norm.add(layer)
+    order = sorted(uses, key=lambda layer: min(graph.position[node] for node in uses[layer]))
+    return Topology(tuple(order), activations, frozenset(feed_batch_norm))
+
+
+class _Graph:
+    """The nodes behind a loss, with what uses each of them; dropped as soon as it is read."""
+
+    def __init__(self, root: Any, max_nodes: int) -> None:
+        self.users: dict[Any, list[Any]] = {}
+        self.position: dict[Any, int] = {}
+        for node in _forward_order(root, max_nodes):
+            self.position[node] = len(self.position)
+
+    def first_uses(self, owners: Mapping[int, int]) -> dict[int, list[Any]]:
+        """Find, for each layer, the operation in which each of its parameters is used first."""
+        for node in self.position:
+            for source, _ in node.next_functions:
+                if source is not None:
+                    self.users.setdefault(source, []).append(node)
+        uses: dict[int, list[Any]] = {}
+        for node in self.position:
+            owner = owners.get(id(getattr(node, "variable", None)))
+            if owner is not None:
+                consumers = list(self._past(node, _PARAMETER_STEPS))
+                if consumers:
+                    uses.setdefault(owner, []).append(min(consumers, key=self.position.__getitem__))
+        return uses
+
+    def _past(self, start: Any, steps: set[str]) -> Iterator[Any]:
+        frontier, seen = list(self.users.get(start, ())), set()
+        while frontier:
+            node = frontier.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if _name(node) in steps:
+                frontier += self.users.get(node, ())
+            else:
+                yield node
+
+    def name_after(self, output: Any, consumers: set[Any]) -> str | None:
+        """Name the nearest activation after a layer, going through what leaves it in place."""
+        frontier, seen = [output], {output}
+        for _ in range(_REACH):
+            users = [user for node in frontier for user in self.users.get(node, ())]
+            if any(not self.users.get(node) for node in frontier):
+                return "linear"
+            for user in users:
+                name = ACTIVATIONS.get(_name(user))
+                if name is not None:
+                    return "gate" if name in _GATES and self._multiplied(user) else name
+            if any(_ends(_name(user)) or (user in consumers and _name(user) not in _OUTPUT_STEPS) for user in users):
+                return "linear"
+            frontier = [user for user in users if _name(user) in _OUTPUT_STEPS and user not in seen]
+            seen.update(frontier)
+            if not frontier:
+                return None
+        return None
+
+    def _multiplied(self, node: Any) -> bool:
+        return any(_name(user) == "Mul" for user in self.users.get(node, ()))
+
+    def reaches_batch_norm(self, output: Any) -> bool:
+        """Tell whether a batch normalization follows with nothing but reshapes between."""
+        return any(_name(node) in _BATCH_NORMS for node in self._past(output, _RESHAPES))
+
+
+def _forward_order(root: Any, max_nodes: int) -> list[Any]:
+    """List the nodes so that each comes after all that it depends on: a depth-first walk without recursion."""
+    done: dict[Any, None] = {}
+    entered: set[Any] = set()
+    stack = [root] if root is not None else []
+    while stack:
+        node = stack[-1]
+        if node in entered:
+            stack.pop()
+            done.setdefault(node)
+            continue
+        entered.add(node)
+        if len(entered) > max_nodes:
+            return []
+        stack += [source for source, _ in reversed(node.next_functions) if source is not None and source not in entered]
+    return list(done)
+
+
+def _name(node: Any) -> str:
+    name = re.sub(r"Backward\d*$", "", node.name())
+    # A product with a number or a mask (dropout) scales; only one with another part of the graph is a gate.
+    scales = name in ("Mul", "Div") and sum(source is not None for source, _ in node.next_functions) < 2
+    return "Scale" if scales else name
+
+
+def _ends(name: str) -> bool:
+    return "Loss" in name or "Softmax" in name or "CrossEntropy" in name
+
+
+def forward_order(traced: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Complete a traced order: a layer that was not traced stands behind the one registered before it.
+
+    Args:
+        traced: Indices of layers in forward order.
+        num_layers: How many layers there are.
+
+    Returns:
+        All indices, ``[num_layers]``.
+
+    Example:
+        >>> forward_order((2, 0), 4)
+        (2, 3, 0, 1)
+    """
+    place = {layer: number for number, layer in enumerate(traced)}
+    keys, last = [], -1
+    for layer in range(num_layers):
+        last = place.get(layer, last)
+        keys.append((last, layer not in place, layer))
+    return tuple(layer for *_, layer in sorted(keys))

@@ -1,0 +1,244 @@
+"""What was measured so far: a table of bounded size with a row a reading and a column a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, GradientSnapshot, IntArray
+
+# Readings kept exactly: twice the 128 steps on which OLMo-core judges a spike, so that a rule sees one such window
+# before the one that it judges.
+WINDOW = 256
+# design: "64 MB in all".
+MAX_BYTES = 64 * 1024 * 1024
+_PER_LAYER = ("norms", "clipped_norms", "bias_norms", "weight_norms", "learning_rates", "present")
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """The newest readings of one optimizer, oldest first, ``n`` of them.
+
+    Attributes:
+        steps: ``[n]``.
+        norms: ``[n, num_layers]``, like the others that follow; see ``GradientSnapshot``.
+        clipped_norms: After clipping.
+        bias_norms: Of the bias alone.
+        weight_norms: Of the parameters themselves.
+        learning_rates: Learning rates.
+        present: Which layers had a gradient.
+        losses: ``[n]``.
+    """
+
+    steps: IntArray
+    norms: FloatArray
+    clipped_norms: FloatArray
+    bias_norms: FloatArray
+    weight_norms: FloatArray
+    learning_rates: FloatArray
+    present: BoolArray
+    losses: FloatArray
+
+    def __len__(self) -> int:
+        """Return how many readings there are."""
+        return len(self.steps)
+
+
+class GradientHistory:
+    """Readings of all optimizers in the order in which they came.
+
+    The newest ``window`` rows of each optimizer stay exact. When the table is full, every second of its older rows is
+    dropped, optimizer by optimizer, so that a run of any length keeps a uniform picture in ``max_bytes``.
+
+    Args:
+        layers: Names of the layers, in registration order.
+        window: How many of the newest rows are never thinned.
+        max_bytes: Bound for the whole table; a model so large that ``window`` rows do not fit keeps fewer.
+
+    Example:
+        >>> history = GradientHistory(("0", "2"))
+        >>> history.norms.shape, history.layers
+        ((0, 2), ('0', '2'))
+    """
+
+    def __init__(self, layers: Sequence[str] = (), window: int = WINDOW, max_bytes: int = MAX_BYTES) -> None:
+        self.layers = tuple(layers)
+        self.order = tuple(range(len(self.layers)))
+        self.window = window
+        self.max_bytes = max_bytes
+        self._rows = 0
+        self._seen: set[int] = set()
+        self._steps = np.empty(0, dtype=np.int64)
+        self._optimizers = np.empty(0, dtype=np.int64)
+        self._losses = np.empty(0)
+        self._tables = {name: self._empty(name, 0) for name in _PER_LAYER}
+
+    def __len__(self) -> int:
+        """Return how many rows are kept."""
+        return self._rows
+
+    @property
+    def steps(self) -> IntArray:
+        """The Trainer's ``global_step`` before each step, ``[n]``."""
+        return self._steps[: self._rows]
+
+    @property
+    def optimizers(self) -> IntArray:
+        """Number of the optimizer that stepped, ``[n]``."""
+        return self._optimizers[: self._rows]
+
+    @property
+    def losses(self) -> FloatArray:
+        """The loss of each reading, NaN where it is not known, ``[n]``."""
+        return self._losses[: self._rows]
+
+    @property
+    def norms(self) -> FloatArray:
+        """Gradient norm of each layer before clipping, ``[n, num_layers]``."""
+        return self._column("norms")
+
+    @property
+    def clipped_norms(self) -> FloatArray:
+        """Gradient norm of each layer after clipping, ``[n, num_layers]``."""
+        return self._column("clipped_norms")
+
+    @property
+    def bias_norms(self) -> FloatArray:
+        """Gradient norm of each layer's bias, NaN without one, ``[n, num_layers]``."""
+        return self._column("bias_norms")
+
+    @property
+    def weight_norms(self) -> FloatArray:
+        """Norm of each layer's parameters, as last measured, ``[n, num_layers]``."""
+        return self._column("weight_norms")
+
+    @property
+    def learning_rates(self) -> FloatArray:
+        """Learning rate of each layer, ``[n, num_layers]``."""
+        return self._column("learning_rates")
+
+    @property
+    def present(self) -> BoolArray:
+        """Whether the layer had a gradient in the reading, ``[n, num_layers]``."""
+        present: BoolArray = self._tables["present"][: self._rows]
+        return present
+
+    def _column(self, name: str) -> FloatArray:
+        column: FloatArray = self._tables[name][: self._rows]
+        return column
+
+    @property
+    def capacity(self) -> int:
+        """How many rows fit into ``max_bytes``, at least 2."""
+        row = 3 * 8 + len(self.layers) * (8 * (len(_PER_LAYER) - 1) + 1)
+        return max(2, self.max_bytes // row)
+
+    def append(self, snapshot: GradientSnapshot) -> None:
+        """Add a reading.
+
+        Args:
+            snapshot: One value a layer of this history.
+        """
+        if self._rows >= self.capacity:
+            self._thin()
+        if self._rows == len(self._steps):
+            self._resize(min(self.capacity, max(64, 2 * self._rows)))
+        row = self._rows
+        self._steps[row], self._optimizers[row] = snapshot.step, snapshot.optimizer
+        self._losses[row] = snapshot.loss
+        self._seen.add(snapshot.optimizer)
+        for name in _PER_LAYER:
+            self._tables[name][row] = getattr(snapshot, name)
+        self._rows += 1
+
+    def readings(self, optimizer: int) -> Readings:
+        """Return the newest ``window`` readings of one optimizer."""
+        rows: slice | IntArray = slice(max(0, self._rows - self.window), self._rows)
+        if self._seen != {optimizer}:
+            # Far enough back for an optimizer that steps four times as rarely as the others.
+            start = max(0, self._rows - 4 * self.window * len(self._seen))
+            rows = start + np.flatnonzero(self.optimizers[start:] == optimizer)[-self.window :]
+        tables: dict[str, Any] = {name: self._tables[name][rows] for name in _PER_LAYER}
+        return Readings(steps=self._steps[rows], losses=self._losses[rows], **tables)
+
+    def losses_of(self, optimizer: int) -> FloatArray:
+        """Return the losses of one optimizer since the start, as far as they are kept.
+
+        With several optimizers all are NaN: each loss works on another's, and falls or rises for reasons of its own.
+        """
+        if self._seen == {optimizer}:
+            return self.losses
+        return np.full(len(self.readings(optimizer)), np.nan)
+
+    def add_layers(self, names: Sequence[str]) -> None:
+        """Append columns for layers that appeared during training; their past is not present."""
+        self.layers += tuple(names)
+        self.order += tuple(range(len(self.order), len(self.layers)))
+        for name in _PER_LAYER:
+            old = self._tables[name]
+            new = self._empty(name, len(old))
+            new[:, : old.shape[1]] = old
+            self._tables[name] = new
+        while self._rows > self.capacity:
+            self._thin()
+        self._resize(min(len(self._steps), self.capacity))
+
+    def _empty(self, name: str, rows: int) -> Any:
+        shape = (rows, len(self.layers))
+        return np.zeros(shape, dtype=np.bool_) if name == "present" else np.full(shape, np.nan)
+
+    def _resize(self, rows: int) -> None:
+        kept = self._rows
+        for name in _PER_LAYER:
+            new = self._empty(name, rows)
+            new[:kept] = self._tables[name][:kept]
+            self._tables[name] = new
+        self._steps = np.concatenate([self._steps[:kept], np.empty(rows - kept, dtype=np.int64)])
+        self._optimizers = np.concatenate([self._optimizers[:kept], np.empty(rows - kept, dtype=np.int64)])
+        self._losses = np.concatenate([self._losses[:kept], np.empty(rows - kept)])
+
+    def _thin(self) -> None:
+        keep = np.ones(self._rows, dtype=np.bool_)
+        exact = min(self.window, max(1, self.capacity // (2 * len(self._seen))))
+        for number in self._seen:
+            older = np.flatnonzero(self.optimizers == number)[:-exact]
+            keep[older[1::2]] = False
+        if keep.all():
+            keep[0] = False
+        kept = int(keep.sum())
+        for table in (self._steps, self._optimizers, self._losses, *self._tables.values()):
+            table[:kept] = table[: self._rows][keep]
+        self._rows = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the newest ``window`` rows as plain arrays, for a checkpoint."""
+        rows = slice(max(0, self._rows - self.window), self._rows)
+        tables = {name: self._tables[name][rows].copy() for name in _PER_LAYER}
+        columns = {"steps": self._steps, "optimizers": self._optimizers, "losses": self._losses}
+        plain = {name: column[rows].copy() for name, column in columns.items()}
+        return {"layers": list(self.layers), "order": list(self.order), **plain, **tables}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back the rows of a checkpoint; columns are matched by the layers' names.
+
+        Args:
+            state: What ``state_dict`` returned, perhaps of a model with other layers. Layers that are gone are left
+                out; layers that are new were not present.
+        """
+        places = {name: number for number, name in enumerate(self.layers)}
+        pairs = [(old, places[name]) for old, name in enumerate(state["layers"]) if name in places]
+        sources, targets = [old for old, _ in pairs], [new for _, new in pairs]
+        kept = min(len(state["steps"]), self.capacity)
+        self._rows = 0
+        self._resize(kept)
+        self._steps[:] = np.asarray(state["steps"])[-kept:] if kept else 0
+        self._optimizers[:] = np.asarray(state["optimizers"])[-kept:] if kept else 0
+        self._losses[:] = np.asarray(state["losses"])[-kept:] if kept else 0
+        for name in _PER_LAYER:
+            if kept and pairs:
+                self._tables[name][:, targets] = np.asarray(state[name])[-kept:][:, sources]
+        self._rows = kept
+        self._seen = set(self.optimizers.tolist())

@@ -1,0 +1,180 @@
+"""Which parameters form a layer, what the layer is called, and which layer a parameter belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+ROOT = "(root)"
+# What torch.compile, activation checkpointing and FSDP put into a module's name; no user wrote them.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)(?:\.|$)"
+)
+# torch.nn.utils.parametrize keeps the real parameters of `layer` in `layer.parametrizations.weight`.
+_PARAMETRIZATION = re.compile(r"(?:^|\.)parametrizations\.[^.]+(?:\.\d+)?$")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The parameters that one module owns directly, under the module's name.
+
+    Attributes:
+        name: Name in ``named_modules()`` without the prefixes of wrappers; ``(root)`` for the model's own parameters.
+        module: The module that owns them.
+        parameters: The parameters by their name in the module (``weight``, ``bias``, ``weight_hh_l0``).
+    """
+
+    name: str
+    module: nn.Module | None
+    parameters: Mapping[str, Tensor]
+
+    @property
+    def kind(self) -> str:
+        """Name of the module's class, without what parametrizations put before it."""
+        if self.module is None:
+            return "Parameter"
+        name = type(self.module).__name__
+        return name.removeprefix("Parametrized")
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any of the parameters asks for a gradient."""
+        return any(parameter.requires_grad for parameter in self.parameters.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the layer has; a lazy parameter that has no shape yet counts as none."""
+        sizes = (0 if isinstance(p, UninitializedParameter) else p.numel() for p in self.parameters.values())
+        return sum(sizes)
+
+
+def find_layers(model: nn.Module) -> tuple[Layer, ...]:
+    """Find the layers of a model in registration order.
+
+    A tied parameter belongs to the first module that holds it, as in ``named_parameters()``. Parametrized weights
+    (``torch.nn.utils.parametrizations``) belong to the module that they parametrize.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        One layer for each module that owns parameters, frozen ones too.
+
+    Example:
+        >>> layers = find_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+        >>> [(layer.name, layer.kind, list(layer.parameters)) for layer in layers]
+        [('0', 'Linear', ['weight', 'bias']), ('2', 'Linear', ['weight', 'bias'])]
+    """
+    owners: dict[str, nn.Module] = {}
+    members: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        name = clean_name(module_name)
+        owners.setdefault(name, module)
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                inside = _PARAMETRIZATION.search(module_name)
+                key = f"{inside.group().lstrip('.')}.{parameter_name}" if inside else parameter_name
+                members.setdefault(name, {})[key] = parameter
+    return tuple(Layer(name, owners[name], parameters) for name, parameters in members.items())
+
+
+def clean_name(name: str) -> str:
+    """Strip from a module's name what wrappers and parametrizations added to it.
+
+    Example:
+        >>> clean_name("_orig_mod.net.0.parametrizations.weight"), clean_name("")
+        ('net.0', '(root)')
+    """
+    stripped = _WRAPPERS.sub("", _PARAMETRIZATION.sub("", name)).rstrip(".")
+    return stripped or ROOT
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterIndex:
+    """Which layer each parameter of one optimizer belongs to.
+
+    Attributes:
+        parameters: The optimizer's parameters in the order of its groups.
+        layer: Index of each parameter's layer, ``[num_parameters]``.
+        bias: Whether the parameter is a bias, so that its gradient is the batch sum of delta, ``[num_parameters]``.
+        group: Index of each parameter's group in ``param_groups``, ``[num_parameters]``.
+        sizes: How many numbers each parameter has, ``[num_parameters]``.
+        num_layers: How many layers the model has.
+    """
+
+    parameters: tuple[Tensor, ...]
+    layer: npt.NDArray[np.int64]
+    bias: npt.NDArray[np.bool_]
+    group: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    num_layers: int
+
+    def covers(self, parameters: Sequence[Tensor]) -> bool:
+        """Tell whether the index speaks of just these parameters, one by one."""
+        return list(map(id, parameters)) == list(map(id, self.parameters))
+
+
+def index_parameters(layers: Sequence[Layer], groups: Iterable[Iterable[Tensor]]) -> ParameterIndex | None:
+    """Find the layer of every parameter that an optimizer holds.
+
+    Args:
+        layers: The model's layers.
+        groups: The parameters of each of the optimizer's ``param_groups``.
+
+    Returns:
+        The index, or None where a parameter belongs to none of the layers.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> index = index_parameters(find_layers(model), [model.parameters()])
+        >>> index.layer.tolist(), index.bias.tolist()
+        ([0, 0, 1, 1], [False, True, False, True])
+    """
+    places = {
+        id(parameter): (number, name == "bias" and parameter.ndim == 1)
+        for number, layer in enumerate(layers)
+        for name, parameter in layer.parameters.items()
+    }
+    flat = [(parameter, group) for group, parameters in enumerate(groups) for parameter in parameters]
+    found = [places.get(id(parameter)) for parameter, _ in flat]
+    known = [place for place in found if place is not None]
+    if len(known) < len(found):
+        return None
+    return ParameterIndex(
+        parameters=tuple(parameter for parameter, _ in flat),
+        layer=np.array([number for number, _ in known], dtype=np.int64),
+        bias=np.array([bias for _, bias in known], dtype=np.bool_),
+        group=np.array([group for _, group in flat], dtype=np.int64),
+        sizes=np.array([parameter.numel() for parameter, _ in flat], dtype=np.int64),
+        num_layers=len(layers),
+    )
+
+
+def stray_layers(layers: Sequence[Layer], parameters: Iterable[Tensor]) -> tuple[Layer, ...]:
+    """Make a layer of every parameter that an optimizer holds and no module of the model owns.
+
+    Such parameters live in a plain list, in a loss outside the module, or in another model.
+
+    Args:
+        layers: The model's layers.
+        parameters: The optimizer's parameters.
+
+    Returns:
+        One layer a parameter, named by its number among the strays.
+    """
+    owned = {id(parameter) for layer in layers for parameter in layer.parameters.values()}
+    strays = [parameter for parameter in parameters if id(parameter) not in owned]
+    names = {layer.name for layer in layers}
+    start = sum(name.startswith("(outside the model) ") for name in names)
+    return tuple(
+        Layer(f"(outside the model) {start + number}", None, {"parameter": parameter})
+        for number, parameter in enumerate(strays)
+    )

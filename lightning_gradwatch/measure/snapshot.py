@@ -1,0 +1,153 @@
+"""Plain numbers of one reading, with no torch in them: what the rules and the reports work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """What a layer is, in words and numbers that outlive the model.
+
+    Attributes:
+        name: The layer's name.
+        kind: Class name of its module.
+        num_parameters: How many numbers it has.
+        num_biases: How many of them are its bias.
+        has_matrix: Whether it has a weight of two or more dimensions: it multiplies signals, and does not only scale
+            or shift them.
+        trainable: Whether it asked for a gradient when it was described.
+        activation: Name of the activation that follows it (``"relu"``), ``"linear"`` where the next layer follows
+            directly, None where it is not known.
+        feeds_batch_norm: Whether a batch normalization follows directly: it subtracts the batch mean, so the
+            gradient of this layer's bias cancels to rounding noise and says nothing.
+    """
+
+    name: str
+    kind: str
+    num_parameters: int = 0
+    num_biases: int = 0
+    has_matrix: bool = True
+    trainable: bool = True
+    activation: str | None = None
+    feeds_batch_norm: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerDescription:
+    """What the rules need to know of an optimizer.
+
+    Attributes:
+        kind: Class name, such as ``"SGD"``.
+        momentum: ``momentum`` of its first group, 0 where it has none.
+        eps: ``eps`` of its first group, 0 where it has none.
+    """
+
+    kind: str
+    momentum: float = 0.0
+    eps: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class GradientSnapshot:
+    """The gradients of one optimizer's step as plain numbers.
+
+    Attributes:
+        step: The Trainer's ``global_step`` before the step.
+        optimizer: Number of the optimizer.
+        norms: L2 norm of each layer's gradient as the optimizer got it, before clipping, ``[num_layers]``; NaN for a
+            layer without a gradient (then not ``present``) and for a NaN gradient (then ``present``).
+        clipped_norms: The same after clipping; equal to ``norms`` where nothing clips.
+        bias_norms: L2 norm of the gradient of each layer's bias, NaN without one, ``[num_layers]``.
+        weight_norms: L2 norm of each layer's parameters, the newest that was measured, ``[num_layers]``.
+        present: Whether the layer had a gradient in this step, ``[num_layers]``.
+        learning_rates: Learning rate of each layer, NaN where the optimizer does not hold it, ``[num_layers]``.
+        loss: The loss, without loss scaling and accumulation; NaN where it is not known.
+    """
+
+    step: int
+    optimizer: int
+    norms: FloatArray
+    clipped_norms: FloatArray
+    bias_norms: FloatArray
+    weight_norms: FloatArray
+    present: BoolArray
+    learning_rates: FloatArray
+    loss: float = field(default=float("nan"))
+
+    @cached_property
+    def global_norm(self) -> float:
+        """Norm of all gradients seen as one vector, before clipping; 0 where there is no gradient at all."""
+        return global_norm(self.norms, self.present)
+
+    @cached_property
+    def clipped_global_norm(self) -> float:
+        """The same after clipping."""
+        if self.clipped_norms is self.norms:
+            return self.global_norm
+        return global_norm(self.clipped_norms, self.present)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient is finite."""
+        return bool(np.isfinite(self.norms[self.present]).all())
+
+
+_SQUARES_SAFE: Final = (1e-100, 1e100)
+
+
+def global_norm(norms: FloatArray, present: BoolArray) -> float:
+    """Combine the norms of the layers that are present into the norm of all of them seen as one vector.
+
+    Args:
+        norms: Norms of the layers, ``[num_layers]``.
+        present: Which of them count, ``[num_layers]``.
+
+    Returns:
+        The global norm; NaN or infinite where a norm is.
+
+    Example:
+        >>> global_norm(np.array([3.0, 4.0, np.nan]), np.array([True, True, False]))
+        5.0
+    """
+    parts = norms[present]
+    return float(combine_norms(parts, np.zeros(len(parts), dtype=np.int64), 1)[0]) if parts.size else 0.0
+
+
+def combine_norms(norms: FloatArray, groups: IntArray, num_groups: int) -> FloatArray:
+    """Combine the norms of parts into the norm of each group seen as one vector.
+
+    ``combined[k] = sqrt(sum over i in k of norms[i]^2)``, without overflow; NaN for a group without a part.
+
+    Args:
+        norms: Norms of the parts, ``[num_parts]``.
+        groups: The group of each part, ``[num_parts]``.
+        num_groups: How many groups there are.
+
+    Returns:
+        Norms of the groups, ``[num_groups]``.
+
+    Example:
+        >>> combine_norms(np.array([3.0, 4.0, 1e300]), np.array([0, 0, 2]), 3).tolist()
+        [5.0, nan, 1e+300]
+    """
+    scale: FloatArray | float = 1.0
+    positive = norms[(norms > 0) & np.isfinite(norms)]
+    if positive.size and (positive.max() > _SQUARES_SAFE[1] or positive.min() < _SQUARES_SAFE[0]):
+        # Only here could squares of float64 overflow or vanish; elsewhere scaling would only cost digits.
+        scale = np.zeros(num_groups)
+        np.maximum.at(scale, groups, norms)
+        scale[~(np.isfinite(scale) & (scale > 0))] = 1.0
+    shares = norms / scale[groups] if isinstance(scale, np.ndarray) else norms
+    combined: FloatArray = scale * np.sqrt(np.bincount(groups, weights=np.square(shares), minlength=num_groups))
+    combined[np.bincount(groups, minlength=num_groups) == 0] = np.nan
+    return combined

@@ -1,0 +1,1 @@
+"""Third floor: what to do about a diagnosis."""

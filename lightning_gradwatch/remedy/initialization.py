@@ -1,0 +1,188 @@
+"""How a layer's weights stand beside what He, Xavier and LeCun would give them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from lightning_gradwatch.measure.layers import Layer
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """An initialization by its name and the line of ``torch.nn.init`` that does it.
+
+    Attributes:
+        name: Whose it is.
+        call: The call, with ``{weight}`` for the tensor.
+        source: Where it comes from.
+    """
+
+    name: str
+    call: str
+    source: str
+
+    def std(self, fan_in: int, fan_out: int) -> float:
+        """Return the standard deviation that it gives the weights.
+
+        Example:
+            >>> round(HE.std(64, 64), 3), round(XAVIER.std(64, 64), 3), round(LECUN.std(64, 64), 3)
+            (0.177, 0.125, 0.125)
+        """
+        if self.name == "Xavier":
+            return math.sqrt(2.0 / (fan_in + fan_out))
+        return math.sqrt((1.0 if self.name == "LeCun" else 2.0) / fan_in)
+
+    def apply_(self, weight: Tensor) -> None:
+        """Fill a weight in place with what ``call`` gives it."""
+        if self.name == "Xavier":
+            nn.init.xavier_normal_(weight)
+        else:
+            nn.init.kaiming_normal_(weight, nonlinearity="linear" if self.name == "LeCun" else "relu")
+
+
+HE = Scheme("He", 'nn.init.kaiming_normal_({weight}, nonlinearity="relu")', "He et al., 2015")
+XAVIER = Scheme("Xavier", "nn.init.xavier_normal_({weight})", "Glorot and Bengio, 2010")
+# Gain 1 over fan_in is LeCun's; torch.nn.init has no name for it.
+LECUN = Scheme("LeCun", 'nn.init.kaiming_normal_({weight}, nonlinearity="linear")', "LeCun et al., 1998")
+
+# What keeps the variance of the signal from layer to layer, by the activation that follows. GELU, SiLU, ELU and
+# softplus have no closed form; He is the nearest (E[phi^2] at unit variance is 0.43, 0.36, 0.65, 0.92; ReLU 0.5).
+SCHEMES = {
+    "relu": HE,
+    "leaky_relu": HE,
+    "gelu": HE,
+    "silu": HE,
+    "elu": HE,
+    "softplus": HE,
+    "selu": LECUN,
+    "tanh": XAVIER,
+    "sigmoid": XAVIER,
+    "linear": XAVIER,
+}
+
+
+@dataclass(frozen=True)
+class WeightStanding:
+    """A layer's weight beside the standard deviations that it could have.
+
+    Attributes:
+        layer: The layer's name.
+        std: Measured standard deviation (around zero) of the weight.
+        he: What He gives.
+        xavier: What Xavier gives.
+        lecun: What LeCun gives.
+        refusal: Why the weight cannot be initialized anew, empty where it can.
+    """
+
+    layer: str
+    std: float
+    he: float
+    xavier: float
+    lecun: float
+    refusal: str = ""
+
+    def of(self, scheme: Scheme) -> float:
+        """Return the standard deviation that a scheme gives this weight."""
+        return {"He": self.he, "Xavier": self.xavier, "LeCun": self.lecun}[scheme.name]
+
+
+def measure_standing(layers: Sequence[Layer], tied: frozenset[int] = frozenset()) -> tuple[WeightStanding, ...]:
+    """Measure the weights of layers that have one weight matrix.
+
+    ``std = ||w|| / sqrt(numel)``; ``he = sqrt(2 / fan_in)``, ``xavier = sqrt(2 / (fan_in + fan_out))``,
+    ``lecun = sqrt(1 / fan_in)``.
+
+    Args:
+        layers: Any layers; those without a ``weight`` of two or more dimensions (norms, recurrent layers) are left
+            out, as are embeddings, which no signal enters.
+        tied: Ids of the parameters that several modules hold.
+
+    Returns:
+        One standing a layer that has a weight matrix.
+
+    Example:
+        >>> from lightning_gradwatch.measure.layers import find_layers
+        >>> model = nn.Linear(64, 64)
+        >>> _ = nn.init.constant_(model.weight, 0.5)
+        >>> standing, = measure_standing(find_layers(model))
+        >>> standing.std, round(standing.he, 3)
+        (0.5, 0.177)
+    """
+    chosen = [(layer, weight) for layer in layers if (weight := _weight(layer)) is not None]
+    if not chosen:
+        return ()
+    usable = [weight for _, weight in chosen if not isinstance(weight, UninitializedParameter)]
+    values = torch.stack([_rms(weight) for weight in usable]).tolist() if usable else []
+    measured = iter(values)
+    return tuple(
+        _standing(layer, weight, math.nan if isinstance(weight, UninitializedParameter) else next(measured), tied)
+        for layer, weight in chosen
+    )
+
+
+def _weight(layer: Layer) -> Tensor | None:
+    if layer.module is None or isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    if parametrize.is_parametrized(layer.module, "weight"):
+        return next((p for n, p in layer.parameters.items() if n.startswith("parametrizations.") and p.ndim > 1), None)
+    weight = layer.parameters.get("weight")
+    return weight if weight is not None and (isinstance(weight, UninitializedParameter) or weight.ndim > 1) else None
+
+
+def _rms(weight: Tensor) -> Tensor:
+    whole = weight.detach()
+    if hasattr(whole, "full_tensor"):
+        # The norm of a DTensor is a collective, and only some ranks may have come here.
+        return torch.tensor(math.nan)
+    values = torch.view_as_real(whole) if whole.is_complex() else whole
+    norm = torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
+    rms: Tensor = norm.cpu() / math.sqrt(max(whole.numel(), 1))
+    return rms
+
+
+def _standing(layer: Layer, weight: Tensor, std: float, tied: frozenset[int]) -> WeightStanding:
+    if isinstance(weight, UninitializedParameter):
+        return WeightStanding(layer.name, std, math.nan, math.nan, math.nan, "it is lazy and has no shape yet")
+    receptive = math.prod(weight.shape[2:])
+    fan_in, fan_out = max(1, weight.shape[1] * receptive), max(1, weight.shape[0] * receptive)
+    he, xavier, lecun = (scheme.std(fan_in, fan_out) for scheme in (HE, XAVIER, LECUN))
+    return WeightStanding(layer.name, std, he, xavier, lecun, _refusal(layer, weight, tied))
+
+
+def _refusal(layer: Layer, weight: Tensor, tied: frozenset[int]) -> str:
+    assert layer.module is not None
+    if parametrize.is_parametrized(layer.module, "weight"):
+        return "its weight is parametrized: torch.nn.utils.parametrize computes it from other parameters"
+    if "weight" not in layer.module._parameters:
+        return "its weight is computed, not a parameter"
+    if id(weight) in tied:
+        return "its weight is tied: another module uses it too"
+    if not weight.requires_grad:
+        return "it is frozen"
+    if hasattr(weight, "full_tensor"):
+        return "its weight is a DTensor: initialize before sharding"
+    return ""
+
+
+def tied_parameters(model: nn.Module) -> frozenset[int]:
+    """Return the ids of parameters that more than one module, or one module twice, holds.
+
+    Example:
+        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> b.weight = a.weight
+        >>> tied_parameters(nn.Sequential(a, b)) == {id(a.weight)}
+        True
+    """
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return frozenset(number for number, count in counts.items() if count > 1)

@@ -1,0 +1,1 @@
+"""Fourth floor: telling a person what was found."""

@@ -1,0 +1,48 @@
+"""The diagnoses as a file: one JSON object a line, for programs and for the day after."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.report.report import Report
+
+# Raised when a reader of an older file would misunderstand a newer one.
+FORMAT_VERSION = 1
+
+
+class JsonlSink:
+    """Append each onset and recovery to ``gradwatch/diagnoses.jsonl`` in the log directory.
+
+    The file is appended to, never overwritten: two runs in one directory are told apart by ``run``, the time at which
+    watching began. It is made with the first diagnosis.
+
+    Args:
+        directory: The log directory.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.path = Path(directory) / "gradwatch" / "diagnoses.jsonl"
+        self._run = _now()
+
+    def write(self, report: Report) -> None:
+        """Append what began and what ended."""
+        events = [("onset", d) for d in report.onsets] + [("recovery", d) for d in report.recoveries]
+        if events:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(self._line(event, d), allow_nan=False) + "\n" for event, d in events)
+
+    def _line(self, event: str, diagnosis: Diagnosis) -> dict[str, Any]:
+        head = {"format_version": FORMAT_VERSION, "run": self._run, "time": _now(), "event": event}
+        return {**head, **diagnosis.to_dict()}
+
+    def close(self) -> None:
+        """Do nothing: every line is on disk when it is written."""
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

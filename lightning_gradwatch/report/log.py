@@ -1,0 +1,221 @@
+"""The lines that a person reads in the training log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.measure.snapshot import LayerDescription
+from lightning_gradwatch.report.report import Report
+
+LOGGER_NAME = "lightning_gradwatch"
+_INDENT = "\n  "
+_NAMED_LAYERS = 3
+
+
+class TrainingLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Write to standard error above any progress bar, unless a handler further up takes the record as well.
+
+    Python's own last resort prints warnings only, and a plain script configures nothing; a notebook, Hydra or pytest
+    bring handlers of their own, perhaps after training has begun. So that is asked anew for each record.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record once."""
+        if _handled_above(logging.getLogger(record.name)):
+            return
+        try:
+            # tqdm clears its bars and draws them again; rich replaces sys.stderr while its bars are shown.
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def _handled_above(logger: logging.Logger) -> bool:
+    current: logging.Logger | None = logger
+    while current is not None:
+        if any(not isinstance(handler, TrainingLogHandler) for handler in current.handlers):
+            return True
+        current = current.parent if current.propagate else None
+    return False
+
+
+def training_logger() -> logging.Logger:
+    """Return the logger of GradWatch, ready to be heard.
+
+    It gets its handler once. Its level becomes INFO where nobody has set one, as Lightning does with its own logger;
+    a root logger that was set above WARNING is a wish for silence and is obeyed.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    if not any(isinstance(handler, TrainingLogHandler) for handler in logger.handlers):
+        logger.addHandler(TrainingLogHandler())
+    if logger.level == logging.NOTSET and logging.getLogger().level <= logging.WARNING:
+        logger.setLevel(logging.INFO)
+    return logger
+
+
+class LogSink:
+    """Tell onsets and recoveries in the training log.
+
+    Args:
+        more: Where the person finds more, such as a command.
+    """
+
+    def __init__(self, more: str = "") -> None:
+        self._more = more
+        self._logger = training_logger()
+
+    def write(self, report: Report) -> None:
+        """Write a block for each onset and a line for each recovery."""
+        for diagnosis in report.onsets:
+            level = logging.WARNING if diagnosis.severity == "warning" else logging.INFO
+            present = int(report.snapshot.present.sum())
+            self._logger.log(level, onset_text(diagnosis, present, report.optimizer_label, self._more))
+        for diagnosis in report.recoveries:
+            self._logger.info(recovery_text(diagnosis))
+
+    def close(self) -> None:
+        """Do nothing: the log is not ours to close."""
+
+
+def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = "", more: str = "") -> str:
+    """Say what is wrong: plain words first, numbers after, a way out last.
+
+    Args:
+        diagnosis: What is wrong.
+        num_present: How many layers had a gradient.
+        optimizer_label: Name of the optimizer where there are several.
+        more: Where to find more.
+
+    Returns:
+        A few lines.
+
+    Example:
+        >>> from lightning_gradwatch.detect.diagnosis import Symptom
+        >>> sick = Diagnosis("spike", Symptom.SPIKE, layers=("0",), step=7, message="the gradient jumped")
+        >>> print(onset_text(sick, 2))
+        GradWatch  step 7  SPIKE: the gradient jumped (1 of 2 layers: 0)
+          rule       spike
+    """
+    word = diagnosis.symptom.value.upper().replace("_", "-")
+    if diagnosis.severity == "notice":
+        word = f"notice, {word.lower()}"
+    where = f" [{optimizer_label}]" if optimizer_label else ""
+    again = f"; onset number {diagnosis.count}" if diagnosis.count > 1 else ""
+    head = (
+        f"GradWatch  step {diagnosis.step}{where}  {word}: {diagnosis.message} "
+        f"({len(diagnosis.layers)} of {num_present} layers: {_named(diagnosis.layers)}{again})"
+    )
+    remedy = diagnosis.remedies[0] if diagnosis.remedies else None
+    rows = {
+        "measured": diagnosis.measured,
+        "why": diagnosis.cause,
+        "do": f"{remedy.title} ({remedy.reason})" if remedy else "",
+        "more": more,
+        "rule": diagnosis.rule,
+    }
+    return _INDENT.join([head, *(f"{key:<9}  {text}" for key, text in rows.items() if text)])
+
+
+def _named(layers: Sequence[str]) -> str:
+    rest = len(layers) - _NAMED_LAYERS
+    return ", ".join(layers[:_NAMED_LAYERS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def recovery_text(diagnosis: Diagnosis) -> str:
+    """Say that a fault is over."""
+    word = diagnosis.symptom.value.upper().replace("_", "-")
+    return f"GradWatch  step {diagnosis.recovered_at}  recovered: {word} (since step {diagnosis.step})"
+
+
+def start_text(layers: Sequence[LayerDescription], picture: str) -> str:
+    """Say what is watched.
+
+    Args:
+        layers: The model's layers.
+        picture: Where the picture will be.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> frozen = LayerDescription("1", "Linear", 4, trainable=False)
+        >>> start_text([LayerDescription("0", "Linear", 12), frozen], "x.png")
+        'GradWatch  watching 1 layer, 12 parameters (1 layer frozen); picture: x.png'
+    """
+    trained = [layer for layer in layers if layer.trainable]
+    frozen = len(layers) - len(trained)
+    aside = f" ({frozen} {_plural('layer', frozen)} frozen)" if frozen else ""
+    size = sum(layer.num_parameters for layer in trained)
+    return (
+        f"GradWatch  watching {len(trained)} {_plural('layer', len(trained))}, {size:,} parameters{aside}"
+        f"; picture: {picture}"
+    )
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def healthy_text(report: Report, factor: float | None) -> str:
+    """Say that gradients reach every layer, and what to look at if the loss still does not fall.
+
+    Args:
+        report: The reading.
+        factor: What the gradient is multiplied by from layer to layer, None where that is not known.
+
+    Returns:
+        One line.
+    """
+    snapshot = report.snapshot
+    positive = snapshot.norms[snapshot.present]
+    spread = f"norms {np.min(positive):.1g} to {np.max(positive):.1g}" if positive.size else "none present"
+    steady = f", x{factor:.2f} a layer back" if factor is not None else ""
+    where = f" [{report.optimizer_label}]" if report.optimizer_label else ""
+    return (
+        f"GradWatch  step {snapshot.step}{where}  gradients reach all {int(snapshot.present.sum())} layers ({spread}"
+        f"{steady}; parameter gradients only). If the loss does not fall, look at data, labels, loss, learning rate"
+    )
+
+
+def closing_text(
+    num_readings: int, diagnoses: Sequence[Diagnosis], picture: str, seconds: float, share: float, disabled: str | None
+) -> str:
+    """Say at the end what was seen, where the picture is, and what the watching cost.
+
+    Args:
+        num_readings: How many readings were judged.
+        diagnoses: All faults.
+        picture: Where the picture is.
+        seconds: What the watching took.
+        share: The same as a share of the training time.
+        disabled: Why GradWatch switched itself off, None where it did not.
+
+    Returns:
+        Three lines, four where it switched itself off.
+    """
+    warnings = [diagnosis for diagnosis in diagnoses if diagnosis.severity == "warning"]
+    if not num_readings:
+        seen = "no gradient was ever seen, so nothing can be said about this run"
+    elif not warnings:
+        seen = f"no fault in {num_readings} readings"
+        notices = len(diagnoses)
+        seen += f", {notices} {'notice' if notices == 1 else 'notices'}" if notices else ""
+    else:
+        lasting = [diagnosis for diagnosis in warnings if diagnosis.recovered_at is None]
+        parts = [f"{d.symptom.value.upper().replace('_', '-')} since step {d.step}" for d in lasting]
+        parts += [f"{len(warnings) - len(lasting)} recovered"] if len(lasting) < len(warnings) else []
+        seen = f"{', '.join(parts)} ({num_readings} readings)"
+    lines = [
+        f"GradWatch  seen       {seen}",
+        f"picture    {picture}",
+        f"cost       {seconds:.1f} s, {share:.1%} of the run",
+    ]
+    if disabled is not None:
+        lines.insert(0, f"GradWatch  SWITCHED OFF during the run, what follows is incomplete: {disabled}")
+    return ("\n" + " " * 11).join(lines) if disabled is None else lines[0] + "\n" + ("\n" + " " * 11).join(lines[1:])

@@ -1,0 +1,115 @@
+"""Which sinks a run gets, by what its loggers can do.
+
+Loggers are told apart by the names of their classes: both Lightning packages have classes of their own, and GradWatch
+imports neither for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_gradwatch.report.card import CardSink
+from lightning_gradwatch.report.jsonl import JsonlSink
+from lightning_gradwatch.report.log import LogSink
+from lightning_gradwatch.report.picture import PictureSink, Show, to_file
+from lightning_gradwatch.report.scalars import ScalarSink
+from lightning_gradwatch.report.sink import Sink
+
+
+def is_a(logger: object, name: str) -> bool:
+    """Tell whether an object's class, or one that it inherits from, has this name.
+
+    Example:
+        >>> is_a(True, "int")
+        True
+    """
+    return any(cls.__name__ == name for cls in type(logger).__mro__)
+
+
+def sinks_for(
+    loggers: Sequence[Any],
+    directory: Path | None,
+    *,
+    heatmap: bool = True,
+    per_layer_scalars: bool = False,
+    vanishing_threshold: float | None = None,
+    exploding_threshold: float | None = None,
+) -> list[Sink]:
+    """Make the sinks of a run: log, scalars, picture, card and file.
+
+    Args:
+        loggers: The Trainer's loggers.
+        directory: The log directory, None where nothing may be written (``fast_dev_run``).
+        heatmap: Whether the picture is drawn.
+        per_layer_scalars: Whether each layer's norm is logged.
+        vanishing_threshold: The person's own; anchors the colors of the picture.
+        exploding_threshold: The person's own; anchors the colors of the picture.
+
+    Returns:
+        The sinks, the training log first.
+    """
+    real = [logger for logger in loggers if not is_a(logger, "DummyLogger")]
+    sinks: list[Sink] = [LogSink(_more(directory))]
+    sinks += [_scalars(logger, per_layer_scalars) for logger in real]
+    writers = [logger.experiment for logger in real if is_a(logger, "TensorBoardLogger")]
+    if heatmap:
+        shows = _shows(real, writers, directory)
+        if shows:
+            sinks.append(PictureSink(shows, vanishing_threshold, exploding_threshold))
+    sinks += [_card(writer) for writer in writers]
+    if directory is not None:
+        sinks.append(JsonlSink(directory))
+    return sinks
+
+
+def picture_place(loggers: Sequence[Any], directory: Path | None, *, heatmap: bool = True) -> str:
+    """Say where the person finds the picture."""
+    if not heatmap:
+        return "switched off (heatmap=False)"
+    if any(is_a(logger, "TensorBoardLogger") for logger in loggers):
+        return f"tensorboard --logdir {directory}"
+    if any(is_a(logger, "WandbLogger") for logger in loggers):
+        return "gradwatch/heatmap in Weights & Biases"
+    return "none in this kind of run" if directory is None else str(directory / "gradwatch" / "heatmap.png")
+
+
+def _more(directory: Path | None) -> str:
+    return "" if directory is None else str(directory / "gradwatch" / "diagnoses.jsonl")
+
+
+def _scalars(logger: Any, per_layer: bool) -> ScalarSink:
+    def log(values: Mapping[str, float], step: int) -> None:
+        logger.log_metrics(dict(values), step=step)
+
+    return ScalarSink(log, per_layer)
+
+
+def _shows(loggers: Sequence[Any], writers: Sequence[Any], directory: Path | None) -> list[Show]:
+    shows = [_tensorboard_show(writer) for writer in writers]
+    shows += [_wandb_show(logger) for logger in loggers if is_a(logger, "WandbLogger")]
+    return shows or ([] if directory is None else [to_file(directory)])
+
+
+def _tensorboard_show(writer: Any) -> Show:
+    def show(tag: str, picture: npt.NDArray[np.uint8], step: int) -> None:
+        writer.add_image(tag, picture, step, dataformats="HWC")
+        # The writer would keep it for up to two minutes; a person who looks now should see it.
+        writer.flush()
+
+    return show
+
+
+def _wandb_show(logger: Any) -> Show:
+    def show(tag: str, picture: npt.NDArray[np.uint8], step: int) -> None:
+        logger.log_image(key=tag, images=[picture], step=step)
+
+    return show
+
+
+def _card(writer: Any) -> CardSink:
+    return CardSink(lambda text, step: writer.add_text("gradwatch/diagnoses", text, step))

@@ -1,0 +1,36 @@
+"""What goes to the sinks: one reading with what it changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.measure.snapshot import GradientSnapshot
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A reading, what began and ended with it, and everything before it.
+
+    Attributes:
+        snapshot: The reading.
+        onsets: Faults that began with it and are to be told.
+        recoveries: Faults that are over with it.
+        diagnoses: All faults so far, oldest first.
+        history: All readings so far; not to be changed.
+        optimizer_label: ``""`` where there is one optimizer, else ``"optimizer_0"`` and so on.
+        log_step: Where it belongs on the x axis of the loggers.
+        due: Whether the logging interval asks for scalars now.
+        skipped_steps: How many steps were dropped so far because of non-finite gradients.
+    """
+
+    snapshot: GradientSnapshot
+    history: GradientHistory
+    onsets: tuple[Diagnosis, ...] = ()
+    recoveries: tuple[Diagnosis, ...] = ()
+    diagnoses: tuple[Diagnosis, ...] = ()
+    optimizer_label: str = ""
+    log_step: int = 0
+    due: bool = False
+    skipped_steps: int = 0

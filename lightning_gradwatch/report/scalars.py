@@ -1,0 +1,81 @@
+"""The few numbers that every logger gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from lightning_gradwatch.report.report import Report
+
+# The whole list, constant from the first row on: a CSV logger writes its file anew for each new key.
+SCALARS = (
+    "gradwatch/global_norm",
+    "gradwatch/clipped_global_norm",
+    "gradwatch/log10_norm_p05",
+    "gradwatch/log10_norm_median",
+    "gradwatch/log10_norm_p95",
+    "gradwatch/open_warnings",
+    "gradwatch/skipped_steps",
+    "gradwatch/active",
+)
+
+
+class ScalarSink:
+    """Give a logger the scalars at its interval.
+
+    Args:
+        log: Takes the numbers by name and the step, such as ``logger.log_metrics``.
+        per_layer: Whether each layer's norm goes along, as ``gradwatch/norm/LAYER``.
+    """
+
+    def __init__(self, log: Callable[[Mapping[str, float], int], None], per_layer: bool = False) -> None:
+        self._log = log
+        self._per_layer = per_layer
+
+    def write(self, report: Report) -> None:
+        """Log where the logging interval asks for it."""
+        if report.due:
+            self._log(self._named(report), report.log_step)
+
+    def _named(self, report: Report) -> dict[str, float]:
+        values = scalars(report)
+        if self._per_layer:
+            names, norms = report.history.layers, report.snapshot.norms
+            values |= {f"gradwatch/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
+        suffix = f"/{report.optimizer_label}" if report.optimizer_label else ""
+        return {f"{name}{suffix}": value for name, value in values.items()}
+
+    def deactivate(self, log_step: int) -> None:
+        """Log that nobody is watching any more."""
+        self._log({"gradwatch/active": 0.0}, log_step)
+
+    def close(self) -> None:
+        """Do nothing: the logger is not ours to close."""
+
+
+def scalars(report: Report) -> dict[str, float]:
+    """Compute the scalars of a report, in the order of ``SCALARS``.
+
+    Args:
+        report: A reading.
+
+    Returns:
+        Their values; a percentile over the layers whose norm is positive and finite is NaN where there is none.
+    """
+    snapshot = report.snapshot
+    norms = snapshot.norms[snapshot.present]
+    logs = np.log10(norms[np.isfinite(norms) & (norms > 0)])
+    low, middle, high = np.percentile(logs, [5, 50, 95]) if logs.size else (np.nan, np.nan, np.nan)
+    lasting = sum(d.recovered_at is None and d.severity == "warning" for d in report.diagnoses)
+    values = (
+        snapshot.global_norm,
+        snapshot.clipped_global_norm,
+        float(low),
+        float(middle),
+        float(high),
+        float(lasting),
+        float(report.skipped_steps),
+        1.0,
+    )
+    return dict(zip(SCALARS, values, strict=True))
