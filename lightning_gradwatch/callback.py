@@ -17,7 +17,7 @@ from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.loggers import picture_place, sinks_for
 from lightning_gradwatch.report.sink import Sink
 from lightning_gradwatch.settings import OnNonFinite, Settings
-from lightning_gradwatch.watching import Watch
+from lightning_gradwatch.watching import Watch, harmless
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -128,7 +128,7 @@ class GradWatch(Callback):
             per_layer_scalars=per_layer_scalars,
             heatmap=heatmap,
         )
-        self._watch = Watch(self.settings)
+        self.core = Watch(self.settings)
         self._numbers: dict[int, int] = {}
         self._hooks: list[Any] = []
         self._fitting = False
@@ -136,22 +136,32 @@ class GradWatch(Callback):
     @property
     def history(self) -> GradientHistory:
         """Everything that was measured: a row a reading, a column a layer."""
-        return self._watch.history
+        return self.core.history
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
         """All faults so far, oldest first, one for each onset."""
-        return list(self._watch.diagnoses)
+        return list(self.core.diagnoses)
 
     @property
     def remedies(self) -> list[Remedy]:
         """Ways out of the faults that last, best first."""
-        return self._watch.remedies
+        return self.core.remedies
 
     @property
     def disabled_reason(self) -> str | None:
         """Why GradWatch switched itself off, None while it works."""
-        return self._watch.disabled_reason
+        return self.core.disabled_reason
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps ``on_nonfinite="skip"`` has dropped."""
+        return self.core.skipped_steps
+
+    @property
+    def overflowed_steps(self) -> int:
+        """How many steps a loss scaler has dropped, as it does at the start of a 16-mixed run; no fault."""
+        return self.core.overflowed_steps
 
     def assert_healthy(self, symptoms: Sequence[str] | None = None, after_step: int = 0) -> None:
         """Fail where a warning was given, or nothing was measured; for a test suite.
@@ -163,7 +173,7 @@ class GradWatch(Callback):
         Raises:
             AssertionError: With what was found.
         """
-        self._watch.assert_healthy(symptoms, after_step)
+        self.core.assert_healthy(symptoms, after_step)
 
     def on_diagnosis(self, trainer: Trainer, pl_module: LightningModule, diagnosis: Diagnosis) -> None:
         """Called on rank zero for each fault that begins; to be overridden. Errors in it do not end training."""
@@ -195,14 +205,21 @@ class GradWatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch: all modules, optimizers and strategies are in place now."""
         self._refuse_scaled_actions(trainer)
+        if trainer.global_step == 0:
+            # A new run; one that goes on, or is resumed from a checkpoint, keeps what is known.
+            self.core = Watch(self.settings)
+        self._fitting = True
+        self._begin(trainer, pl_module)
+
+    @harmless
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Asked on every rank: Lightning agrees on the directory.
         directory = _log_directory(trainer)
         self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
-        self._fitting = True
-        self._watch.start(
+        self.core.start(
             pl_module,
             num_optimizers=len(trainer.optimizers),
-            sinks=self._sinks(trainer, directory) if trainer.is_global_zero else (),
+            make_sinks=lambda: self._sinks(trainer, directory),
             picture=picture_place(trainer.loggers, directory, heatmap=self.settings.heatmap),
             tells=trainer.is_global_zero,
             clips_elsewhere=_clips(trainer, pl_module),
@@ -210,22 +227,25 @@ class GradWatch(Callback):
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
         strategy = type(trainer.strategy).__name__
         if strategy in _UNSUPPORTED_STRATEGIES:
-            self._watch.disable(f"{strategy} is not supported: {_UNSUPPORTED_STRATEGIES[strategy]}")
+            self.core.disable(f"{strategy} is not supported: {_UNSUPPORTED_STRATEGIES[strategy]}")
 
+    @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the core where the loggers stand."""
         step, due = _logging(trainer)
-        self._watch.begin_batch(step, due)
+        self.core.begin_batch(step, due)
 
+    @harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Hand over the loss before backward."""
-        self._watch.before_backward(loss)
+        self.core.before_backward(loss)
 
+    @harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Hand over the gradients: unscaled, accumulated, averaged over processes, not yet clipped."""
         scaler = _scaler(trainer)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self._watch.before_step(
+        self.core.before_step(
             self._numbers.setdefault(id(optimizer), len(self._numbers)),
             optimizer,
             trainer.global_step,
@@ -235,21 +255,23 @@ class GradWatch(Callback):
             scaled=scaler is not None,
         )
 
+    @harmless
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._watch.after_step(self._numbers.get(id(optimizer), -1))
+        self.core.after_step(self._numbers.get(id(optimizer), -1))
 
+    @harmless
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the core judge, and stop where that is asked."""
-        onsets = self._watch.end_batch() or ()
-        for number, norm in self._watch.global_norms.items():
+        onsets = self.core.end_batch() or ()
+        for number, norm in self.core.global_norms.items():
             suffix = f"/optimizer_{number}" if len(trainer.optimizers) > 1 else ""
             trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm)
         if trainer.is_global_zero:
-            self._watch.each_diagnosis(onsets, lambda d: self.on_diagnosis(trainer, pl_module, d))
+            self.core.each_diagnosis(onsets, lambda d: self.on_diagnosis(trainer, pl_module, d))
         if self.settings.stop_on:
-            stop = self._watch.stops(onsets)
+            stop = self.core.stops(onsets)
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -264,20 +286,22 @@ class GradWatch(Callback):
         """Leave nothing behind."""
         self._finish()
 
+    @harmless
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put what is remembered into the checkpoint.
 
         Not ``state_dict``: Lightning keeps that under a key that two instances, or the two Lightning packages, do not
         share.
         """
-        state = self._watch.state_dict()
+        state = self.core.state_dict()
         if state is not None:
             checkpoint[_CHECKPOINT_KEY] = state
 
+    @harmless
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take back what was remembered."""
         if _CHECKPOINT_KEY in checkpoint:
-            self._watch.load_state_dict(checkpoint[_CHECKPOINT_KEY])
+            self.core.load_state_dict(checkpoint[_CHECKPOINT_KEY])
 
     def _sinks(self, trainer: Trainer, directory: Path | None) -> list[Sink]:
         settings = self.settings
@@ -298,7 +322,7 @@ class GradWatch(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._watch.finish()
+        self.core.finish()
 
     def _refuse_scaled_actions(self, trainer: Trainer) -> None:
         if _scaler(trainer) is None or not self.settings.acts or not any(map(_unscales_itself, trainer.optimizers)):

@@ -62,7 +62,9 @@ class Judge:
             return Changes()
         present = {history.layers[column]: int(column) for column in np.flatnonzero(snapshot.present)}
         changes = self.tracker.update(findings, snapshot.optimizer, snapshot.step, present, seen.tolist())
-        return replace(changes, onsets=tuple(self._advised(diagnosis, reader) for diagnosis in changes.onsets))
+        return replace(
+            changes, onsets=tuple(self._advised(diagnosis, reader, snapshot) for diagnosis in changes.onsets)
+        )
 
     def healthy(
         self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
@@ -104,7 +106,7 @@ class Judge:
             try:
                 # NaN and zero are what is looked for, not a mistake.
                 with np.errstate(all="ignore"):
-                    findings += rule(observations)
+                    findings += [self._placed(finding, observations) for finding in rule(observations)]
             except Exception as error:
                 self._rules.remove(rule)
                 name = getattr(rule, "__name__", type(rule).__name__)
@@ -113,12 +115,22 @@ class Judge:
                 )
         return findings
 
-    def _advised(self, diagnosis: Diagnosis, reader: Reader) -> Diagnosis:
+    def _placed(self, finding: Diagnosis, observations: Observations) -> Diagnosis:
+        """Fill in what a short rule of a person may leave out: whose reading it is, and that all layers are meant."""
+        present = np.flatnonzero(observations.gradients.present[-1])
+        layers = finding.layers or observations.names(present)
+        return replace(finding, optimizer=observations.optimizer, step=observations.step, layers=layers)
+
+    def _advised(self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot) -> Diagnosis:
+        roots = np.sqrt([max(about.num_parameters, 1) for about in reader.descriptions])
+        names = (about.name for about in reader.descriptions)
+        before = dict(zip(names, (snapshot.weight_norms / roots).tolist(), strict=True))
         advice = advise(
             diagnosis,
             reader.model,
             reader.layers,
             reader.descriptions,
+            weights_before=before,
             clips=self._settings.clipper is not None,
             skips=self._settings.on_nonfinite != "warn",
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from lightning_gradwatch.detect.diagnosis import Rule, Symptom
@@ -20,7 +21,8 @@ class Settings:
     """The arguments of ``GradWatch``, which documents them.
 
     Raises:
-        TypeError: If a clipper, rule or sink lacks the method that it is called by.
+        TypeError: If a clipper, rule or sink lacks the method that it is called by, or one thing stands where a list
+            belongs.
         ValueError: If a value is out of range; the message names the argument, what is expected and what came.
     """
 
@@ -48,9 +50,11 @@ class Settings:
             _check_integer(name, getattr(self, name), least)
         if self.on_nonfinite not in ("warn", "skip", "raise"):
             raise ValueError(f'`on_nonfinite` must be "warn", "skip" or "raise". Got {self.on_nonfinite!r}')
-        for name in ("ignore", "stop_on", "sinks"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"`{name}` must be a list, not a single string. Got {getattr(self, name)!r}")
+        for name in ("rules", "ignore", "stop_on", "sinks"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_list(name, value)
+                object.__setattr__(self, name, tuple(value))
         symptoms = [symptom.value for symptom in Symptom]
         for symptom in self.stop_on:
             if symptom not in symptoms:
@@ -82,6 +86,13 @@ class Settings:
         return self.clipper is not None or self.on_nonfinite != "warn"
 
 
+def _check_list(name: str, value: object) -> None:
+    if isinstance(value, str):
+        raise TypeError(f"`{name}` must be a list, not a single string. Got {value!r}")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be a list. Got {value!r}")
+
+
 def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}. Got {value!r}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.norms import GradientNorms
 from lightning_gradwatch.measure.reading import Reader, describe_optimizer
-from lightning_gradwatch.measure.snapshot import GradientSnapshot, OptimizerDescription
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, OptimizerDescription, widened
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.log import closing_text, healthy_text, onset_text, start_text, training_logger
 from lightning_gradwatch.report.report import Report
@@ -48,26 +49,35 @@ class _Pending:
     stepped: bool = False
 
 
-def harmless(method: Callable[Concatenate[Watch, P], R]) -> Callable[Concatenate[Watch, P], R | None]:
+class _Watching(Protocol):
+    """What ``harmless`` guards: the core itself, or whoever drives it."""
+
+    @property
+    def core(self) -> Watch: ...
+
+
+S = TypeVar("S", bound=_Watching)
+
+
+def harmless(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
     """Keep an error inside GradWatch from ending training: it is told once and GradWatch switches itself off.
 
     What is raised on purpose (``GradientFault``) goes through. The time spent is added up for the closing line.
     """
 
     @functools.wraps(method)
-    def guarded(self: Watch, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        if self.disabled_reason is not None:
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        core = self.core
+        if core.disabled_reason is not None:
             return None
-        start = time.perf_counter()
-        try:
-            return method(self, *args, **kwargs)
-        except GradientFault:
-            raise
-        except Exception as error:
-            self.disable(f"{type(error).__name__}: {error}", error)
-            return None
-        finally:
-            self.seconds += time.perf_counter() - start
+        with core.timed():
+            try:
+                return method(self, *args, **kwargs)
+            except GradientFault:
+                raise
+            except Exception as error:
+                core.disable(f"{type(error).__name__}: {error}", error)
+                return None
 
     return guarded
 
@@ -84,6 +94,7 @@ class Watch:
         self.history = GradientHistory()
         self.disabled_reason: str | None = None
         self.seconds = 0.0
+        self._timing = False
         self.skipped_steps = 0
         self.overflowed_steps = 0
         self._logger = training_logger()
@@ -102,9 +113,30 @@ class Watch:
         self._loss: Tensor | None = None
         self._pending: dict[int, _Pending] = {}
         self._counts: dict[int, int] = {}
+        self._counted: dict[int, int] = {}
         self._norms: dict[int, float] = {}
         self._consecutive_skips = 0
+        # Readings with a gradient in them; thinning takes rows from the history, not from this number.
+        self._num_readings = 0
         self._onsets: list[Diagnosis] = []
+
+    @property
+    def core(self) -> Watch:
+        """Itself; what drives it has it under the same name."""
+        return self
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add up the time spent, the outermost call only."""
+        if self._timing:
+            yield
+            return
+        self._timing, start = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._timing = False
+            self.seconds += time.perf_counter() - start
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -116,7 +148,7 @@ class Watch:
         self,
         model: nn.Module,
         num_optimizers: int,
-        sinks: Sequence[Sink] = (),
+        make_sinks: Callable[[], Sequence[Sink]] = tuple,
         picture: str = "",
         tells: bool = True,
         clips_elsewhere: bool = False,
@@ -126,19 +158,19 @@ class Watch:
         Args:
             model: The model.
             num_optimizers: How many optimizers train it.
-            sinks: Where reports go.
+            make_sinks: Makes the places where reports go; not called where nothing is told.
             picture: Where the person finds the picture, for the first and the last lines.
             tells: Whether this process tells anything: rank zero only.
             clips_elsewhere: Whether someone else clips between ``before_step`` and ``after_step``.
         """
         self._reader = Reader(model)
         self._tells, self._clips_elsewhere, self._several = tells, clips_elsewhere, num_optimizers > 1
-        self._sinks = SinkRow(sinks if tells else (), self._logger)
+        self._sinks = SinkRow(make_sinks() if tells else (), self._logger)
         self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
         self._pending.clear()
         self._loss = None
         names = [layer.name for layer in self._reader.layers]
-        if list(self.history.layers[: len(names)]) != names:
+        if not self.history.layers:
             self.history = GradientHistory(names)
         if self._saved is not None:
             self._restore(self._saved, names)
@@ -183,11 +215,12 @@ class Watch:
             GradientFault: If ``on_nonfinite`` says so.
         """
         loss, self._loss = self._loss, None
-        known = self._pending.get(number)
-        if known is not None and known.snapshot.step != step:
-            self._settle(number)
-        elif known is None:
+        if self._counted.get(number) != step:
+            # Not again for each evaluation of a closure: LBFGS comes here several times in one step.
+            self._counted[number] = step
             self._counts[number] = self._counts.get(number, 0) + 1
+            if number in self._pending:
+                self._settle(number)
         if self._reader is None or not (self._wanted(number) or self.settings.acts):
             return
         clip = self.settings.clipper.clip_ if self.settings.clipper is not None else None
@@ -226,14 +259,14 @@ class Watch:
         return onsets
 
     def finish(self) -> None:
-        """Settle what is pending, close the sinks and say how it went; also after an error."""
+        """Settle what is pending, close the sinks and say how it went; also after an error, ours or another's."""
         self.end_batch()
-        self._sinks.close()
+        with self.timed():
+            self._sinks.close()
         self._sinks = SinkRow((), self._logger)
-        total = max(time.perf_counter() - self._began, 1e-9)
-        share = self.seconds / total
+        share = self.seconds / max(time.perf_counter() - self._began, 1e-9)
         self._say(
-            closing_text(len(self.history), self.diagnoses, self._picture, self.seconds, share, self.disabled_reason)
+            closing_text(self._num_readings, self.diagnoses, self._picture, self.seconds, share, self.disabled_reason)
         )
         self._reader = None
 
@@ -270,7 +303,7 @@ class Watch:
         """Raise AssertionError where a warning was given, or nothing was measured; see ``GradWatch``."""
         if self.disabled_reason is not None:
             raise AssertionError(f"GradWatch was switched off, so nothing is known: {self.disabled_reason}")
-        if not len(self.history):
+        if not self._num_readings:
             raise AssertionError("GradWatch saw no gradient, so nothing is known: was the model trained with it?")
         wanted = [symptom.value for symptom in Symptom] if symptoms is None else list(symptoms)
         sick = [d for d in self.diagnoses if d.severity == "warning" and d.symptom.value in wanted]
@@ -319,8 +352,9 @@ class Watch:
     def _settle(self, number: int) -> None:
         """Judge one pending step and tell of it."""
         pending = self._pending.pop(number)
-        reader, snapshot = self._reader, pending.snapshot
+        reader = self._reader
         assert reader is not None, "a step is pending only while watching"
+        snapshot = widened(pending.snapshot, len(reader.layers))
         if np.isfinite(snapshot.global_norm):
             self._norms[number] = snapshot.global_norm
         if not self._wanted(number):
@@ -329,6 +363,7 @@ class Watch:
             self.history.add_layers([layer.name for layer in reader.layers[len(self.history.layers) :]])
         self.history.order = reader.order
         self.history.append(snapshot)
+        self._num_readings += bool(snapshot.present.any())
         overflow = pending.scaled and not pending.stepped
         self.overflowed_steps += overflow
         changes = Changes() if overflow else self._judge.judge(snapshot, self.history, reader, pending.optimizer)
@@ -371,6 +406,7 @@ class Watch:
             "history": history,
             "judge": self._judge.state_dict(),
             "counts": [[number, count] for number, count in self._counts.items()],
+            "num_readings": self._num_readings,
             "skipped_steps": self.skipped_steps,
             "clipper": clipper() if clipper else None,
         }
@@ -384,7 +420,7 @@ class Watch:
         self.history.load_state_dict(state["history"])
         self._judge.load_state_dict(state["judge"], state["history"]["layers"], names)
         self._counts = dict(state["counts"])
-        self.skipped_steps = state["skipped_steps"]
+        self._num_readings, self.skipped_steps = state["num_readings"], state["skipped_steps"]
         load = getattr(self.settings.clipper, "load_state_dict", None)
         if load and state["clipper"] is not None:
             load(state["clipper"])

@@ -196,9 +196,11 @@ class DepthRule:
 
     def _starved(self, observations: Observations, profile: DepthProfile) -> float | None:
         updates = relative_updates(observations)
-        if updates is None:
+        first = profile.layers[: max(1, len(profile.layers) // 2)]
+        # The weights of a layer that has just appeared are not measured yet.
+        if updates is None or np.isnan(updates[first]).all():
             return None
-        least = float(np.nanmin(updates[profile.layers[: max(1, len(profile.layers) // 2)]]))
+        least = float(np.nanmin(updates[first]))
         most = float(np.nanmax(updates))
         return least if least < self.min_update and least < self.min_share * most else None
 
@@ -209,6 +211,7 @@ class DepthRule:
             return
         bottom = float(profile.levels[-1])
         sick = np.flatnonzero(profile.levels > 1e2 * bottom)
+        sick = sick if sick.size else np.array([int(np.argmax(profile.levels[:-1]))])
         sick = sick[np.argsort(-profile.levels[sick], kind="stable")]
         yield Diagnosis(
             rule="exploding.depth",
@@ -233,7 +236,8 @@ class DepthRule:
         ratios = readings.norms[-1][present] / np.maximum(readings.weight_norms[-1][present], 1e-30)
         rates = np.maximum(readings.learning_rates[-1][present], 1.0)
         small = np.isfinite(ratios) & (ratios > 0) & (ratios * rates < self.min_level)
-        if len(present) < _MIN_LAYERS or not small.all() or loss_has_fallen(observations.loss, self.horizon):
+        outcome = loss_has_fallen(observations.loss, self.horizon)
+        if len(present) < _MIN_LAYERS or not small.all() or outcome:
             return
         worst = present[np.argsort(ratios, kind="stable")]
         yield Diagnosis(
@@ -243,8 +247,9 @@ class DepthRule:
             layers=observations.names(worst),
             step=observations.step,
             message="no layer gets a gradient that could move its weights",
-            measured=f"gradient over weights is at most {ratios.max():.2g} in all {len(present)} layers, and the loss "
-            "does not fall (parameter gradients only)",
+            measured=f"gradient over weights is at most {ratios.max():.2g} in all {len(present)} layers"
+            + (", and the loss does not fall" if outcome is False else "")
+            + " (parameter gradients only)",
             cause=activations_in_words(observations, worst),
             evidence={"largest_ratio": float(ratios.max())},
         )
@@ -283,7 +288,7 @@ def activations_in_words(observations: Observations, layers: Sequence[int] | Int
         Such as ``"20 x sigmoid (slope at most 0.25)"``; empty where none is known.
     """
     names = [observations.layers[layer].activation for layer in layers]
-    counts = Counter(name for name in names if name not in (None, "linear", "gate"))
+    counts = Counter(name for name in names if name not in (None, "linear", "output", "gate"))
     parts = []
     for name, count in counts.most_common(2):
         slope = " (slope at most 0.25)" if name == "sigmoid" else ""

@@ -87,13 +87,13 @@ class Diagnosis:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, np.generic):
-        return _plain(value.item())
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    return value
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
+from lightning_gradwatch.detect.progress import relative_updates
+
+# A step that moves a layer by more than its own weights leaves nothing of them (ours: healthy runs stay below 1.5,
+# and seldom above 0.5).
+_OVERWRITES = 2.0
+# How many readings back the explosion may lie: the step, the loss that it broke, and one in between.
+_LOOK_BACK = 4
+# Root mean square of weights below which a layer started near zero and has nothing to lose; see UpdateRule.
+_NEAR_ZERO = 1e-3
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class NonFiniteRule:
         indices = backward[sick[backward]]
         loss = float(observations.loss[-1])
         values = norms[indices]
+        exploded = _overwritten(observations)
         yield Diagnosis(
             rule="non_finite",
             symptom=Symptom.NON_FINITE,
@@ -45,9 +55,30 @@ class NonFiniteRule:
                 f"{int(np.isnan(values).sum())} layers NaN, {int(np.isinf(values).sum())} infinite, "
                 f"{int(readings.present[-1].sum() - sick.sum())} finite; loss {loss:.4g}"
             ),
-            cause=_cause(loss, observations.layers[indices[0]].name, bool(sick[readings.present[-1]].all())),
-            evidence={"loss": loss, "num_nan": int(np.isnan(values).sum()), "num_inf": int(np.isinf(values).sum())},
+            cause=exploded
+            or _cause(loss, observations.layers[indices[0]].name, bool(sick[readings.present[-1]].all())),
+            evidence={
+                "loss": loss,
+                "num_nan": int(np.isnan(values).sum()),
+                "num_inf": int(np.isinf(values).sum()),
+                "exploded_before": bool(exploded),
+            },
         )
+
+
+def _overwritten(observations: Observations) -> str:
+    """Say which step shortly before had overwritten weights, empty where none had."""
+    for back in range(2, min(_LOOK_BACK, len(observations.gradients)) + 1):
+        updates = relative_updates(observations, back)
+        if updates is None:
+            return ""
+        started = observations.gradients.weight_norms[-back] / np.sqrt(observations.sizes) > _NEAR_ZERO
+        updates = np.where(np.isfinite(updates) & started, updates, 0.0)
+        worst = int(np.argmax(updates))
+        if updates[worst] > _OVERWRITES:
+            name, step = observations.layers[worst].name, int(observations.gradients.steps[-back])
+            return f"step {step} had moved {name} by {updates[worst]:.2g} times its weights: an explosion came before"
+    return ""
 
 
 def _cause(loss: float, culprit: str, everywhere: bool) -> str:

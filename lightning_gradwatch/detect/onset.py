@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 
 # What cannot wait: the next step may already train on NaN.
 _IMMEDIATE = ("non_finite", "exploding.update")
@@ -47,6 +47,10 @@ class OnsetTracker:
         self.diagnoses: list[Diagnosis] = []
         self._streaks: dict[tuple[int, str, str], int] = {}
         self._quiet: dict[int, int] = {}
+        # Places in the list: whose onset was told, and which belong to a fault of which too many are alike.
+        self._told: set[int] = set()
+        self._hushed: set[int] = set()
+        self._num_alike: dict[tuple[int, str, str], int] = {}
 
     def update(
         self, findings: Sequence[Diagnosis], optimizer: int, step: int, present: Mapping[str, int], seen: Sequence[int]
@@ -63,8 +67,8 @@ class OnsetTracker:
         Returns:
             What is to be told.
         """
+        self._count({(f.optimizer, f.rule, name) for f in findings for name in f.layers}, optimizer, present, seen)
         ripe = [fault for fault in (self._ripe(f, present, seen) for f in findings) if fault.layers]
-        self._forget(findings, optimizer, present)
         told = [changed for fault in ripe if (changed := self._merge(fault)) is not None]
         return Changes(tuple(told), self._recover(findings, optimizer, step, present))
 
@@ -77,71 +81,100 @@ class OnsetTracker:
         """Whether anything is wrong or may be: a fault that lasts, or a finding that patience holds back."""
         return bool(self._streaks) or bool(self.open())
 
-    def _ripe(self, finding: Diagnosis, present: Mapping[str, int], seen: Sequence[int]) -> Diagnosis:
-        layers = []
-        immediate = finding.rule in _IMMEDIATE
-        for name in finding.layers:
-            column = present.get(name)
-            if column is None or (seen[column] <= self.warmup_steps and finding.rule != "non_finite"):
-                continue
-            key = (finding.optimizer, finding.rule, name)
-            self._streaks[key] = self._streaks.get(key, 0) + 1
-            if immediate or self._streaks[key] >= self.patience:
-                layers.append(name)
-        return replace(finding, layers=tuple(layers))
+    def _judged(self, rule: str, name: str, present: Mapping[str, int], seen: Sequence[int]) -> bool:
+        column = present.get(name)
+        return column is not None and (rule == "non_finite" or seen[column] > self.warmup_steps)
 
-    def _forget(self, findings: Sequence[Diagnosis], optimizer: int, present: Mapping[str, int]) -> None:
-        sick = {(finding.optimizer, finding.rule, name) for finding in findings for name in finding.layers}
-        well = [k for k in self._streaks if k[0] == optimizer and k not in sick and k[2] in present]
-        for key in well:
+    def _count(
+        self, sick: set[tuple[int, str, str]], optimizer: int, present: Mapping[str, int], seen: Sequence[int]
+    ) -> None:
+        for key in [k for k in self._streaks if k[0] == optimizer and k not in sick and k[2] in present]:
             del self._streaks[key]
+        for key in sick:
+            if self._judged(key[1], key[2], present, seen):
+                self._streaks[key] = self._streaks.get(key, 0) + 1
+
+    def _ripe(self, finding: Diagnosis, present: Mapping[str, int], seen: Sequence[int]) -> Diagnosis:
+        patience = 1 if finding.rule in _IMMEDIATE else self.patience
+        layers = tuple(
+            name
+            for name in finding.layers
+            if self._judged(finding.rule, name, present, seen)
+            and self._streaks[finding.optimizer, finding.rule, name] >= patience
+        )
+        return replace(finding, layers=layers)
 
     def _merge(self, fault: Diagnosis) -> Diagnosis | None:
-        place = self._same_fault(fault)
-        if place is None:
-            self.diagnoses.append(fault)
-            alike = sum(d.symptom == fault.symptom and d.optimizer == fault.optimizer for d in self.diagnoses)
-            return fault if alike <= _TOLD_FAULTS or _is_power_of_ten(alike) else None
-        known = self.diagnoses[place]
+        kin = self._same_fault(fault)
+        lasting = [place for place in kin if self.diagnoses[place].recovered_at is None]
+        if not lasting:
+            return self._begin(fault, kin)
+        known = self.diagnoses[lasting[-1]]
+        if known.severity == "notice" and fault.severity == "warning":
+            self.diagnoses[lasting[-1]] = replace(fault, count=known.count)
+            return self._tell(lasting[-1], kin)
         layers = tuple(dict.fromkeys(known.layers + fault.layers))
-        escalated = known.severity == "notice" and fault.severity == "warning"
-        if known.recovered_at is None:
-            self.diagnoses[place] = replace(fault, count=known.count) if escalated else replace(known, layers=layers)
-            return self.diagnoses[place] if escalated else None
-        again = replace(fault, count=known.count + 1)
-        self._quiet.pop(place, None)
-        if again.count <= _TOLD_ONSETS or escalated:
-            self.diagnoses.append(again)
-            # A notice that comes and goes is told once.
-            return again if again.severity == "warning" else None
-        self.diagnoses[place] = again
-        return again if _is_power_of_ten(again.count) else None
-
-    def _same_fault(self, fault: Diagnosis) -> int | None:
-        for place in reversed(range(len(self.diagnoses))):
-            known = self.diagnoses[place]
-            same = known.optimizer == fault.optimizer and known.symptom == fault.symptom
-            if same and not set(known.layers).isdisjoint(fault.layers):
-                return place
+        self.diagnoses[lasting[-1]] = replace(known, layers=layers)
         return None
+
+    def _begin(self, fault: Diagnosis, kin: Sequence[int]) -> Diagnosis | None:
+        """Put a fault into the list: at its end, or, after many onsets, in the place of the last one."""
+        count = 1 + max((self.diagnoses[place].count for place in kin), default=0)
+        warnings = [place for place in kin if self.diagnoses[place].severity == "warning"]
+        # A notice never takes the place of the only warning, so that the list tells the worst.
+        lonely = not warnings if fault.severity == "warning" else warnings == kin[-1:]
+        if count <= _TOLD_ONSETS or lonely:
+            self.diagnoses.append(fault)
+        place = len(self.diagnoses) - 1 if count <= _TOLD_ONSETS or lonely else kin[-1]
+        self.diagnoses[place] = replace(fault, count=count)
+        return self._tell(place, kin)
+
+    def _tell(self, place: int, kin: Sequence[int]) -> Diagnosis | None:
+        """Return the fault at a place where its onset, or that it became a warning, is to be told."""
+        fault = self.diagnoses[place]
+        earlier = [self.diagnoses[other].severity for other in kin if other != place]
+        if not earlier or (fault.severity == "warning" and "warning" not in earlier):
+            alike = (fault.optimizer, fault.symptom.value, fault.severity)
+            self._num_alike[alike] = self._num_alike.get(alike, 0) + 1
+            hushed = self._num_alike[alike] > _TOLD_FAULTS
+            told = not hushed or _is_power_of_ten(self._num_alike[alike])
+        else:
+            hushed = self._hushed.issuperset(kin)
+            # A notice that comes and goes is told once.
+            counted = fault.count <= _TOLD_ONSETS or _is_power_of_ten(fault.count)
+            told = not hushed and counted and fault.severity == "warning"
+        (self._told.add if told else self._told.discard)(place)
+        (self._hushed.add if hushed else self._hushed.discard)(place)
+        return fault if told else None
+
+    def _same_fault(self, fault: Diagnosis) -> list[int]:
+        layers = set(fault.layers)
+        return [
+            place
+            for place, known in enumerate(self.diagnoses)
+            if known.optimizer == fault.optimizer
+            and known.symptom == fault.symptom
+            and not layers.isdisjoint(known.layers)
+        ]
 
     def _recover(
         self, findings: Sequence[Diagnosis], optimizer: int, step: int, present: Mapping[str, int]
     ) -> tuple[Diagnosis, ...]:
         sick = {(finding.symptom, name) for finding in findings for name in finding.layers}
+        # A layer whose gradient is NaN is not well: it can show no other symptom.
+        unknown = {name for symptom, name in sick if symptom is Symptom.NON_FINITE}
         over = []
         for place, known in enumerate(self.diagnoses):
             if known.recovered_at is not None or known.optimizer != optimizer:
                 continue
             if any((known.symptom, name) in sick for name in known.layers):
                 self._quiet[place] = 0
-            elif any(name in present for name in known.layers):
+            elif any(name in present and name not in unknown for name in known.layers):
                 self._quiet[place] = self._quiet.get(place, 0) + 1
             if self._quiet.get(place, 0) >= self.patience:
                 self.diagnoses[place] = replace(known, recovered_at=step)
                 del self._quiet[place]
-                told = known.count <= _TOLD_ONSETS or _is_power_of_ten(known.count)
-                if told and known.severity == "warning":
+                if place in self._told and known.severity == "warning":
                     over.append(self.diagnoses[place])
         return tuple(over)
 
@@ -155,6 +188,9 @@ class OnsetTracker:
             "diagnoses": [diagnosis.to_dict() for diagnosis in self.diagnoses],
             "streaks": [[*key, count] for key, count in self._streaks.items()],
             "quiet": [[place, count] for place, count in self._quiet.items()],
+            "told": sorted(self._told),
+            "hushed": sorted(self._hushed),
+            "alike": [[*key, count] for key, count in self._num_alike.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,6 +198,10 @@ class OnsetTracker:
         self.diagnoses = [Diagnosis.from_dict(values) for values in state["diagnoses"]]
         self._streaks = {(optimizer, rule, name): count for optimizer, rule, name, count in state["streaks"]}
         self._quiet = dict(state["quiet"])
+        self._told, self._hushed = set(state["told"]), set(state["hushed"])
+        self._num_alike = {
+            (optimizer, symptom, severity): count for optimizer, symptom, severity, count in state["alike"]
+        }
 
 
 def _is_power_of_ten(count: int) -> bool:

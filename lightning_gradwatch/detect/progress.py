@@ -27,22 +27,23 @@ _STANDARD_ERRORS = 6.0
 _TINY = float(np.finfo(np.float64).tiny)
 
 
-def relative_updates(observations: Observations) -> FloatArray | None:
-    """Estimate how far the newest step moves each layer, as a share of its weights.
+def relative_updates(observations: Observations, back: int = 1) -> FloatArray | None:
+    """Estimate how far a step moves each layer, as a share of its weights.
 
     ``updates = learning_rate * |g| / |w|`` for SGD (one step's own share, momentum not counted), and
     ``learning_rate * r / (r + eps) / rms(w)`` with ``r = rms(g)`` for Adam and its kin, after clipping.
 
     Args:
         observations: Readings of one optimizer.
+        back: Which reading: 1 is the newest, 2 the one before.
 
     Returns:
         One value a layer, ``[num_layers]``, NaN where it is absent; None for an optimizer whose step is not known.
     """
     readings, optimizer = observations.gradients, observations.optimizer_description
-    norms: FloatArray = readings.clipped_norms[-1]
-    weights: FloatArray = np.maximum(readings.weight_norms[-1], _TINY)
-    rates = observations.learning_rate
+    norms: FloatArray = readings.clipped_norms[-back]
+    weights: FloatArray = np.maximum(readings.weight_norms[-back], _TINY)
+    rates: FloatArray = readings.learning_rates[-back]
     if optimizer.kind in PLAIN_OPTIMIZERS:
         return rates * norms / weights
     if optimizer.kind in RESCALING_OPTIMIZERS:

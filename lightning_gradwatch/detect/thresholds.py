@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -91,4 +92,5 @@ def check_thresholds(vanishing: float | None, exploding: float | None, low_name:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # numpy registers its scalars as Real; they come from sweeps and config files.
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -22,7 +22,7 @@ class UpdateRule:
     regression may go as far as it likes in a step.
 
     Attributes:
-        max_ratio: Amazon SageMaker Debugger's WeightUpdateRatio flags 10. Ours: 495 healthy runs with SGD and more
+        max_ratio: Amazon SageMaker Debugger's WeightUpdateRatio flags 10. Ours: 475 healthy runs with SGD and more
             than one layer stayed below 1.5.
         min_weight: Root mean square of weights below which a layer counts as started near zero. Ours.
 

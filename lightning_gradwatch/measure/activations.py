@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_gradwatch.measure.graph import Topology
-from lightning_gradwatch.measure.layers import Layer
+from lightning_gradwatch.measure.layers import Layer, num_elements
 from lightning_gradwatch.measure.snapshot import LayerDescription
 
 _MODULES = {
@@ -56,7 +56,7 @@ def describe_layers(model: nn.Module, layers: Sequence[Layer], topology: Topolog
 
 def _num_biases(layer: Layer) -> int:
     bias = layer.parameters.get("bias")
-    return bias.numel() if bias is not None and bias.ndim == 1 else 0
+    return num_elements(bias) if bias is not None and bias.ndim == 1 else 0
 
 
 def _registered_activations(model: nn.Module, layers: Sequence[Layer]) -> dict[int, str]:
@@ -68,4 +68,7 @@ def _registered_activations(model: nn.Module, layers: Sequence[Layer]) -> dict[i
         if name is not None and last is not None:
             found.setdefault(last, name)
         last = numbers.get(id(module), last)
+    if last is not None and found.get(last) == "sigmoid":
+        # No layer is registered behind it: it makes probabilities for the loss.
+        found[last] = "output"
     return found

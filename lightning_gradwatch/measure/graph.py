@@ -18,9 +18,9 @@ from lightning_gradwatch.measure.layers import Layer
 
 # The operations as autograd names their backward nodes, without "Backward0".
 ACTIVATIONS = {
-    "Relu": "relu", "LeakyRelu": "leaky_relu", "Prelu": "leaky_relu", "RreluWithNoise": "leaky_relu",
+    "Relu": "relu", "LeakyRelu": "leaky_relu", "PreluKernel": "leaky_relu", "RreluWithNoise": "leaky_relu",
     "Sigmoid": "sigmoid", "LogSigmoid": "sigmoid", "Hardsigmoid": "sigmoid", "Tanh": "tanh", "Hardtanh": "tanh",
-    "Gelu": "gelu", "Silu": "silu", "Mish": "silu", "Hardswish": "silu", "Elu": "elu", "Selu": "selu",
+    "Gelu": "gelu", "Silu": "silu", "Mish": "silu", "Hardswish": "silu", "Elu": "elu", "Celu": "elu",
     "Softplus": "softplus", "Exp": "exp",
 }  # fmt: skip
 _BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
@@ -48,8 +48,9 @@ class Topology:
 
     Attributes:
         order: Indices of the layers that the loss depends on, in the order in which the forward pass used them.
-        activations: The activation that follows each of them, ``"linear"`` where the next layer or the loss comes
-            first, ``"gate"`` where a sigmoid or tanh is multiplied with something; unknown ones are left out.
+        activations: The activation that follows each of them, ``"linear"`` where the next layer comes first,
+            ``"output"`` where the loss does (an output's sigmoid belongs to the loss, as its softmax does), ``"gate"``
+            where a sigmoid or tanh is multiplied with something; unknown ones are left out.
         feed_batch_norm: Indices of the layers whose output goes straight into a batch normalization.
     """
 
@@ -82,6 +83,7 @@ def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NO
     graph = _Graph(loss.grad_fn, max_nodes)
     uses = graph.first_uses(owners)
     consumers = {node for nodes in uses.values() for node in nodes}
+    graph.mark_before(consumers)
     activations: dict[int, str] = {}
     feed_batch_norm = set()
     for layer, nodes in uses.items():
@@ -101,6 +103,7 @@ class _Graph:
     def __init__(self, root: Any, max_nodes: int) -> None:
         self.users: dict[Any, list[Any]] = {}
         self.position: dict[Any, int] = {}
+        self.before_layer: set[Any] = set()
         for node in _forward_order(root, max_nodes):
             self.position[node] = len(self.position)
 
@@ -119,6 +122,12 @@ class _Graph:
                     uses.setdefault(owner, []).append(min(consumers, key=self.position.__getitem__))
         return uses
 
+    def mark_before(self, consumers: set[Any]) -> None:
+        """Mark the operations behind which a layer is still to come."""
+        for node in reversed(self.position):
+            if any(user in consumers or user in self.before_layer for user in self.users.get(node, ())):
+                self.before_layer.add(node)
+
     def _past(self, start: Any, steps: set[str]) -> Iterator[Any]:
         frontier, seen = list(self.users.get(start, ())), set()
         while frontier:
@@ -136,13 +145,15 @@ class _Graph:
         frontier, seen = [output], {output}
         for _ in range(_REACH):
             users = [user for node in frontier for user in self.users.get(node, ())]
-            if any(not self.users.get(node) for node in frontier):
-                return "linear"
+            if any(not self.users.get(node) for node in frontier) or any(_ends(_name(user)) for user in users):
+                return "output"
             for user in users:
-                name = ACTIVATIONS.get(_name(user))
+                name = _activation(user)
+                if name in _GATES and self._multiplied(user):
+                    return "gate"
                 if name is not None:
-                    return "gate" if name in _GATES and self._multiplied(user) else name
-            if any(_ends(_name(user)) or (user in consumers and _name(user) not in _OUTPUT_STEPS) for user in users):
+                    return "output" if name == "sigmoid" and user not in self.before_layer else name
+            if any(user in consumers and _name(user) not in _OUTPUT_STEPS for user in users):
                 return "linear"
             frontier = [user for user in users if _name(user) in _OUTPUT_STEPS and user not in seen]
             seen.update(frontier)
@@ -181,6 +192,16 @@ def _name(node: Any) -> str:
     # A product with a number or a mask (dropout) scales; only one with another part of the graph is a gate.
     scales = name in ("Mul", "Div") and sum(source is not None for source, _ in node.next_functions) < 2
     return "Scale" if scales else name
+
+
+def _activation(node: Any) -> str | None:
+    name = _name(node)
+    # ReLU6 and SELU are special cases of other operations.
+    if name == "Hardtanh" and node._saved_min_val == 0:
+        return "relu"
+    if name == "Elu" and node._saved_scale != 1:
+        return "selu"
+    return ACTIVATIONS.get(name)
 
 
 def _ends(name: str) -> bool:

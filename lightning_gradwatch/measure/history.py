@@ -50,8 +50,9 @@ class Readings:
 class GradientHistory:
     """Readings of all optimizers in the order in which they came.
 
-    The newest ``window`` rows of each optimizer stay exact. When the table is full, every second of its older rows is
-    dropped, optimizer by optimizer, so that a run of any length keeps a uniform picture in ``max_bytes``.
+    The newest ``window`` rows of each optimizer stay exact. When the table is full, its older rows are thinned to
+    every 2nd, then every 4th, 8th, ... reading of their optimizer, so that a run of any length keeps a uniform picture
+    in ``max_bytes``.
 
     Args:
         layers: Names of the layers, in registration order.
@@ -71,6 +72,10 @@ class GradientHistory:
         self.max_bytes = max_bytes
         self._rows = 0
         self._seen: set[int] = set()
+        # How many readings each optimizer has had, and how many of them an older row stands for.
+        self._counts: dict[int, int] = {}
+        self._strides: dict[int, int] = {}
+        self._ordinals = np.empty(0, dtype=np.int64)
         self._steps = np.empty(0, dtype=np.int64)
         self._optimizers = np.empty(0, dtype=np.int64)
         self._losses = np.empty(0)
@@ -133,7 +138,7 @@ class GradientHistory:
     @property
     def capacity(self) -> int:
         """How many rows fit into ``max_bytes``, at least 2."""
-        row = 3 * 8 + len(self.layers) * (8 * (len(_PER_LAYER) - 1) + 1)
+        row = 4 * 8 + len(self.layers) * (8 * (len(_PER_LAYER) - 1) + 1)
         return max(2, self.max_bytes // row)
 
     def append(self, snapshot: GradientSnapshot) -> None:
@@ -150,6 +155,8 @@ class GradientHistory:
         self._steps[row], self._optimizers[row] = snapshot.step, snapshot.optimizer
         self._losses[row] = snapshot.loss
         self._seen.add(snapshot.optimizer)
+        self._ordinals[row] = self._counts.get(snapshot.optimizer, 0)
+        self._counts[snapshot.optimizer] = int(self._ordinals[row]) + 1
         for name in _PER_LAYER:
             self._tables[name][row] = getattr(snapshot, name)
         self._rows += 1
@@ -198,27 +205,42 @@ class GradientHistory:
             self._tables[name] = new
         self._steps = np.concatenate([self._steps[:kept], np.empty(rows - kept, dtype=np.int64)])
         self._optimizers = np.concatenate([self._optimizers[:kept], np.empty(rows - kept, dtype=np.int64)])
+        self._ordinals = np.concatenate([self._ordinals[:kept], np.empty(rows - kept, dtype=np.int64)])
         self._losses = np.concatenate([self._losses[:kept], np.empty(rows - kept)])
 
     def _thin(self) -> None:
         keep = np.ones(self._rows, dtype=np.bool_)
         exact = min(self.window, max(1, self.capacity // (2 * len(self._seen))))
-        for number in self._seen:
-            older = np.flatnonzero(self.optimizers == number)[:-exact]
-            keep[older[1::2]] = False
+        older = {number: np.flatnonzero(self.optimizers == number)[:-exact] for number in self._seen}
+        fair_share = sum(map(len, older.values())) / len(older)
+        for number, rows in older.items():
+            if len(rows) >= fair_share:
+                keep[rows] = self._uniform(number, self._ordinals[rows])
         if keep.all():
+            # There is no room for anything but the newest rows.
             keep[0] = False
-        kept = int(keep.sum())
-        for table in (self._steps, self._optimizers, self._losses, *self._tables.values()):
-            table[:kept] = table[: self._rows][keep]
-        self._rows = kept
+        rows = np.flatnonzero(keep)
+        # Into new memory: what a person has taken from the history does not change under their hands.
+        self._steps, self._optimizers = _moved(self._steps, rows), _moved(self._optimizers, rows)
+        self._losses, self._ordinals = _moved(self._losses, rows), _moved(self._ordinals, rows)
+        self._tables = {name: _moved(table, rows) for name, table in self._tables.items()}
+        self._rows = len(rows)
+
+    def _uniform(self, optimizer: int, ordinals: IntArray) -> BoolArray:
+        stride = self._strides.get(optimizer, 1)
+        while len(ordinals) > 1 and np.count_nonzero(ordinals % stride == 0) > (len(ordinals) + 1) // 2:
+            stride *= 2
+        self._strides[optimizer] = stride
+        uniform: BoolArray = ordinals % stride == 0
+        return uniform
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the newest ``window`` rows as plain arrays, for a checkpoint."""
-        rows = slice(max(0, self._rows - self.window), self._rows)
-        tables = {name: self._tables[name][rows].copy() for name in _PER_LAYER}
+        """Return the newest ``window`` rows of each optimizer as plain arrays, for a checkpoint."""
+        newest = [np.flatnonzero(self.optimizers == number)[-self.window :] for number in self._seen]
+        rows = np.sort(np.concatenate(newest)) if newest else np.empty(0, dtype=np.int64)
+        tables = {name: self._tables[name][rows] for name in _PER_LAYER}
         columns = {"steps": self._steps, "optimizers": self._optimizers, "losses": self._losses}
-        plain = {name: column[rows].copy() for name, column in columns.items()}
+        plain = {name: column[rows] for name, column in columns.items()}
         return {"layers": list(self.layers), "order": list(self.order), **plain, **tables}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -242,3 +264,14 @@ class GradientHistory:
                 self._tables[name][:, targets] = np.asarray(state[name])[-kept:][:, sources]
         self._rows = kept
         self._seen = set(self.optimizers.tolist())
+        self._strides = {}
+        self._counts = {number: int(np.count_nonzero(self.optimizers == number)) for number in self._seen}
+        for number, count in self._counts.items():
+            self._ordinals[:kept][self.optimizers == number] = np.arange(count)
+
+
+def _moved(table: Any, rows: IntArray) -> Any:
+    """Return a table of the same shape whose first rows are the given ones of the old."""
+    new = np.empty_like(table)
+    new[: len(rows)] = table[rows]
+    return new

@@ -50,8 +50,17 @@ class Layer:
     @property
     def num_parameters(self) -> int:
         """How many numbers the layer has; a lazy parameter that has no shape yet counts as none."""
-        sizes = (0 if isinstance(p, UninitializedParameter) else p.numel() for p in self.parameters.values())
-        return sum(sizes)
+        return sum(num_elements(parameter) for parameter in self.parameters.values())
+
+
+def num_elements(parameter: Tensor) -> int:
+    """Return how many numbers a parameter has, 0 for a lazy one that has no shape yet.
+
+    Example:
+        >>> num_elements(nn.Linear(2, 3).weight), num_elements(nn.LazyLinear(3).weight)
+        (6, 0)
+    """
+    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
 
 
 def find_layers(model: nn.Module) -> tuple[Layer, ...]:
@@ -76,11 +85,13 @@ def find_layers(model: nn.Module) -> tuple[Layer, ...]:
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         name = clean_name(module_name)
-        owners.setdefault(name, module)
+        inside = _PARAMETRIZATION.search(module_name)
+        if not inside:
+            # A wrapper has the name of what it wraps and comes first: the module inside is the layer.
+            owners[name] = module
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                inside = _PARAMETRIZATION.search(module_name)
                 key = f"{inside.group().lstrip('.')}.{parameter_name}" if inside else parameter_name
                 members.setdefault(name, {})[key] = parameter
     return tuple(Layer(name, owners[name], parameters) for name, parameters in members.items())
@@ -153,7 +164,7 @@ def index_parameters(layers: Sequence[Layer], groups: Iterable[Iterable[Tensor]]
         layer=np.array([number for number, _ in known], dtype=np.int64),
         bias=np.array([bias for _, bias in known], dtype=np.bool_),
         group=np.array([group for _, group in flat], dtype=np.int64),
-        sizes=np.array([parameter.numel() for parameter, _ in flat], dtype=np.int64),
+        sizes=np.array([num_elements(parameter) for parameter, _ in flat], dtype=np.int64),
         num_layers=len(layers),
     )
 

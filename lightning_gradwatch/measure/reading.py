@@ -68,7 +68,11 @@ class Reader:
         if self._graphs_left == 0:
             return
         seen = set(self.topology.order)
-        new = read_topology(loss, self.layers)
+        try:
+            new = read_topology(loss, self.layers)
+        except (AttributeError, RuntimeError, TypeError):
+            # A graph of a kind that nobody thought of: registration order has to do.
+            new = Topology()
         self.topology = Topology(
             order=self.topology.order + tuple(layer for layer in new.order if layer not in seen),
             activations={**new.activations, **self.topology.activations},
@@ -93,7 +97,7 @@ class Reader:
         gradient_scale: float = 1.0,
         loss_scale: float = 1.0,
     ) -> tuple[GradientSnapshot, GradientNorms]:
-        """Read the gradients of an optimizer: one pass on the device, one transfer to the host.
+        """Read the gradients of an optimizer: one pass on the device, one transfer to the host, two with a clipper.
 
         Args:
             number: Number of the optimizer in the training run.
@@ -112,13 +116,13 @@ class Reader:
         state.num_readings += 1
         measured = measure_gradients(state.index, number)
         weights = norms_of(state.index.parameters) if due else None
-        host = read_to_host(measured, clip(measured) if clip else None, weights, loss)
+        host = read_to_host(measured, None, weights, loss)
         if due:
             state.weight_norms = combine_norms(host.weight_norms, state.index.layer, len(self.layers))
-        if clip and host.overflowed:
-            # The squares overflowed and the clipper left everything as it was; now the true norms are known.
-            exact = torch.as_tensor(host.norms).to(measured.norms)
-            measured = replace(measured, norms=exact)
+        if clip:
+            # Only now: what float32 could not hold has to be measured again before it is changed.
+            if host.overflowed:
+                measured = replace(measured, norms=torch.as_tensor(host.norms).to(measured.norms))
             host = replace(host, clipped_norms=read_to_host(replace(measured, norms=clip(measured))).norms)
         return self._arrange(measured, host, state, optimizer, step, gradient_scale, loss_scale), measured
 
@@ -176,13 +180,7 @@ class Reader:
         state = self._states.get(number)
         if state is None or not state.index.covers(flat) or state.index.num_layers != len(self.layers):
             index = self._index(groups, flat)
-            state = _OptimizerState(
-                index, np.full(len(self.layers), np.nan), 0 if state is None else state.num_readings
-            )
-            self._states[number] = state
-        if len(state.weight_norms) < len(self.layers):
-            missing = len(self.layers) - len(state.weight_norms)
-            state.weight_norms = np.concatenate([state.weight_norms, np.full(missing, np.nan)])
+            state = self._states[number] = _OptimizerState(index, np.full(len(self.layers), np.nan))
         return state
 
     def _index(self, groups: Sequence[Sequence[Tensor]], flat: Sequence[Tensor]) -> ParameterIndex:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,9 @@ class LayerDescription:
         has_matrix: Whether it has a weight of two or more dimensions: it multiplies signals, and does not only scale
             or shift them.
         trainable: Whether it asked for a gradient when it was described.
-        activation: Name of the activation that follows it (``"relu"``), ``"linear"`` where the next layer follows
-            directly, None where it is not known.
+        activation: Name of the activation that follows it (``"relu"``); ``"linear"`` where the next layer follows
+            directly, ``"output"`` where the loss does, ``"gate"`` where it is multiplied with something; None where it
+            is not known.
         feeds_batch_norm: Whether a batch normalization follows directly: it subtracts the batch mean, so the
             gradient of this layer's bias cancels to rounding noise and says nothing.
     """
@@ -102,6 +103,23 @@ class GradientSnapshot:
         return bool(np.isfinite(self.norms[self.present]).all())
 
 
+def widened(snapshot: GradientSnapshot, num_layers: int) -> GradientSnapshot:
+    """Return a snapshot with as many layers as there are by now; those that it did not know were not present.
+
+    Example:
+        >>> nan, absent = np.full(1, np.nan), np.zeros(1, dtype=np.bool_)
+        >>> widened(GradientSnapshot(0, 0, nan, nan, nan, nan, absent, nan), 2).present
+        array([False, False])
+    """
+    missing = num_layers - len(snapshot.present)
+    if not missing:
+        return snapshot
+    nothing = np.full(missing, np.nan)
+    columns = ("norms", "clipped_norms", "bias_norms", "weight_norms", "learning_rates")
+    wide: dict[str, Any] = {name: np.concatenate([getattr(snapshot, name), nothing]) for name in columns}
+    return replace(snapshot, present=np.append(snapshot.present, np.zeros(missing, dtype=np.bool_)), **wide)
+
+
 _SQUARES_SAFE: Final = (1e-100, 1e100)
 
 
@@ -123,6 +141,8 @@ def global_norm(norms: FloatArray, present: BoolArray) -> float:
     return float(combine_norms(parts, np.zeros(len(parts), dtype=np.int64), 1)[0]) if parts.size else 0.0
 
 
+# What float64 cannot hold becomes infinite, and NaN stays NaN, without a warning in a person's run.
+@np.errstate(over="ignore", invalid="ignore")
 def combine_norms(norms: FloatArray, groups: IntArray, num_groups: int) -> FloatArray:
     """Combine the norms of parts into the norm of each group seen as one vector.
 

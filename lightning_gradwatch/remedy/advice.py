@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
-from lightning_gradwatch.measure.layers import Layer, find_layers
+from lightning_gradwatch.measure.layers import ROOT, Layer, find_layers
 from lightning_gradwatch.measure.snapshot import LayerDescription
 from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm
 from lightning_gradwatch.remedy.initialization import (
     HE,
     SCHEMES,
-    XAVIER,
     Scheme,
     WeightStanding,
     measure_standing,
@@ -53,6 +53,7 @@ def advise(
     model: nn.Module,
     layers: Sequence[Layer],
     descriptions: Sequence[LayerDescription],
+    weights_before: Mapping[str, float] | None = None,
     clips: bool = False,
     skips: bool = False,
 ) -> Advice:
@@ -63,6 +64,8 @@ def advise(
         model: The model.
         layers: Its layers.
         descriptions: What is known of each of them, ``[num_layers]``.
+        weights_before: Root mean square of each layer's parameters before the step. A step that overwrites weights
+            is diagnosed when it has been done; what they were tells more than what they are.
         clips: Whether gradients are clipped already.
         skips: Whether poisoned steps are dropped already.
 
@@ -70,8 +73,14 @@ def advise(
         How the weights stand and the remedies; without remedies where none follows from what is known.
     """
     chosen = _sick_and_alike(diagnosis, layers, descriptions)
-    standings = measure_standing(chosen, tied_parameters(model))
     activations = {about.name: about.activation for about in descriptions}
+    standings = measure_standing(chosen, tied_parameters(model))
+    if weights_before is not None and diagnosis.symptom is Symptom.EXPLODING:
+        standings = tuple(replace(s, std=weights_before.get(s.layer, s.std)) for s in standings)
+    # After an overflow nothing can be said of the weights; that they are not finite is the message itself.
+    standings = tuple(s for s in standings if s.refusal or math.isfinite(s.std))
+    # The size of an output layer's weights is the task's business.
+    standings = tuple(s for s in standings if activations[s.layer] != "output")
     makers: dict[Symptom, Callable[[Diagnosis, Sequence[WeightStanding], Mapping[str, str | None]], list[Remedy]]] = {
         Symptom.VANISHING: _against_vanishing,
         Symptom.DEAD: _against_vanishing,
@@ -90,7 +99,12 @@ def _sick_and_alike(
     """Return the sick layers, worst first, and those that the same activations follow: one stack has one cure."""
     by_name = {layer.name: layer for layer in layers}
     sick = [by_name[name] for name in diagnosis.layers if name in by_name]
-    kinds = {about.activation for about in descriptions if about.name in diagnosis.layers} - {"linear", "gate", None}
+    kinds = {about.activation for about in descriptions if about.name in diagnosis.layers} - {
+        "linear",
+        "output",
+        "gate",
+        None,
+    }
     alike = [by_name[about.name] for about in descriptions if about.activation in kinds and about.trainable]
     return list(dict.fromkeys([*sick, *alike]))
 
@@ -100,7 +114,7 @@ def _against_vanishing(
 ) -> list[Remedy]:
     saturating = [s for s in standings if activations[s.layer] in _SATURATING]
     if len(saturating) > len(standings) / 2:
-        return [_replace_activation(diagnosis, [s for s in saturating if not s.refusal])]
+        return [_replace_activation(diagnosis, saturating)]
     return _reinitialize(diagnosis, standings, activations, too_small=True)
 
 
@@ -145,8 +159,9 @@ def _against_non_finite(
         code="Trainer(detect_anomaly=True)",
         trainer_kwargs={"detect_anomaly": True},
     )
-    large = _reinitialize(diagnosis, standings, activations, too_small=False)
-    return [*large, skip, find]
+    if diagnosis.evidence.get("exploded_before"):
+        return [*_against_exploding(diagnosis, standings, activations), skip]
+    return [*_reinitialize(diagnosis, standings, activations, too_small=False), skip, find]
 
 
 def _reinitialize(
@@ -157,7 +172,9 @@ def _reinitialize(
 ) -> list[Remedy]:
     chosen: dict[str, Scheme] = {}
     for standing in standings:
-        scheme = SCHEMES.get(activations[standing.layer] or "", XAVIER)
+        scheme = SCHEMES.get(activations[standing.layer] or "")
+        if scheme is None:
+            continue
         target = standing.of(scheme)
         off = standing.std * _TOLERANCE < target if too_small else standing.std > target * _TOLERANCE
         if off and not standing.refusal:
@@ -182,42 +199,43 @@ def _reinitialize(
 
 
 def _replace_activation(diagnosis: Diagnosis, standings: Sequence[WeightStanding]) -> Remedy:
-    schemes = {standing.layer: HE for standing in standings}
+    schemes = {standing.layer: HE for standing in standings if not standing.refusal}
+    initialized = ", with He initialization" if schemes else ""
     return Remedy(
-        title=f"ReLU instead of sigmoid after {_count(len(standings))}, with He initialization, then start again",
+        title=f"ReLU instead of sigmoid after {_count(len(standings))}{initialized}, then start again",
         reason="a sigmoid passes back at most a quarter of the gradient; no initialization makes up for that over many "
         "layers (Glorot and Bengio, 2010; He et al., 2015)",
         diagnosis=diagnosis,
         code="# where the model is built: nn.Sigmoid() -> nn.ReLU(), torch.sigmoid(...) -> torch.relu(...)\n"
         + _code(schemes),
         needs_restart=True,
-        change=_Reinitialization(schemes, replace_sigmoid=True),
+        change=_Reinitialization(schemes, frozenset(standing.layer for standing in standings)),
     )
 
 
 def _code(schemes: Mapping[str, Scheme]) -> str:
     lines = ["from torch import nn"]
     for scheme in dict.fromkeys(schemes.values()):
-        names = [name for name, chosen in schemes.items() if chosen is scheme]
+        # get_submodule("") is the model itself.
+        names = ["" if name == ROOT else name for name, chosen in schemes.items() if chosen is scheme]
         lines += [
             f"for name in {names!r}:",
-            '    layer = model.get_submodule(name)  # "(root)": layer = model' if "(root)" in names else
             "    layer = model.get_submodule(name)",
             "    " + scheme.call.format(weight="layer.weight"),
-            "    if layer.bias is not None:",
+            '    if getattr(layer, "bias", None) is not None:',
             "        nn.init.zeros_(layer.bias)",
-        ]  # fmt: skip
+        ]
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class _Reinitialization:
     schemes: Mapping[str, Scheme]
-    replace_sigmoid: bool = False
+    without_sigmoid: frozenset[str] = frozenset()
 
     def __call__(self, model: nn.Module) -> None:
-        if self.replace_sigmoid:
-            _replace_sigmoid_(model, frozenset(self.schemes))
+        if self.without_sigmoid:
+            _replace_sigmoid_(model, self.without_sigmoid)
         for layer in find_layers(model):
             scheme = self.schemes.get(layer.name)
             if scheme is None:
@@ -234,7 +252,8 @@ def _replace_sigmoid_(model: nn.Module, layers: frozenset[str]) -> None:
     for parent in model.modules():
         last = owners.get(id(parent), last)
         previous = last
-        for name, child in parent.named_children():
+        # Not named_children(), which leaves out the second place of a module that is used twice.
+        for name, child in parent._modules.items():
             previous = owners.get(id(child), previous)
             if isinstance(child, _SATURATING_MODULES):
                 anywhere.append((parent, name))
@@ -252,6 +271,8 @@ def _weights_in_words(standings: Iterable[WeightStanding], activations: Mapping[
     first = next(iter(standings), None)
     if first is None:
         return ""
+    if math.isnan(first.he):
+        return f"weights of {first.layer} cannot be judged or initialized anew: {first.refusal}"
     text = (
         f"weights of {first.layer} have std {first.std:.2g} (He {first.he:.2g}, Xavier {first.xavier:.2g}, "
         f"LeCun {first.lecun:.2g})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -61,6 +62,7 @@ class ClipByGlobalNorm:
         """Refuse a bound that is none."""
         _check_bound("max_norm", self.max_norm)
 
+    @torch.no_grad()
     def clip_(self, norms: GradientNorms) -> Tensor:
         """Clip in place; see the class."""
         if not norms.gradients:
@@ -103,18 +105,22 @@ class ClipByValue:
         """Refuse a bound that is none."""
         _check_bound("max_value", self.max_value)
 
+    @torch.no_grad()
     def clip_(self, norms: GradientNorms) -> Tensor:
         """Clip in place; see the class."""
         dense = [gradient for gradient in norms.gradients if gradient.layout == torch.strided]
         parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in dense]
         for alike in _by_device_and_dtype(parts):
-            torch._foreach_clamp_min_(alike, -self.max_value)
-            torch._foreach_clamp_max_(alike, self.max_value)
+            # A bound beyond what the dtype holds is refused by torch.
+            bound = min(self.max_value, torch.finfo(alike[0].dtype).max)
+            torch._foreach_clamp_min_(alike, -bound)
+            torch._foreach_clamp_max_(alike, bound)
         for gradient in norms.gradients:
             if gradient.layout != torch.strided:
                 rows = gradient.coalesce()
-                values = rows.values().clamp(-self.max_value, self.max_value)
-                gradient.copy_(torch.sparse_coo_tensor(rows.indices(), values, gradient.shape))
+                bound = min(self.max_value, torch.finfo(rows.dtype).max)
+                rows.values().clamp_(-bound, bound)
+                gradient.copy_(rows)
         return norms_of(norms.gradients)
 
 
@@ -135,5 +141,5 @@ def _scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
 
 
 def _check_bound(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"`{name}` must be a positive finite number. Got {value!r}")

@@ -74,7 +74,8 @@ class WeightStanding:
 
     Attributes:
         layer: The layer's name.
-        std: Measured standard deviation (around zero) of the weight.
+        std: Measured standard deviation (around zero) of the weight; NaN, like what follows, for a weight that is lazy
+            or computed by a parametrization.
         he: What He gives.
         xavier: What Xavier gives.
         lecun: What LeCun gives.
@@ -118,11 +119,11 @@ def measure_standing(layers: Sequence[Layer], tied: frozenset[int] = frozenset()
     chosen = [(layer, weight) for layer in layers if (weight := _weight(layer)) is not None]
     if not chosen:
         return ()
-    usable = [weight for _, weight in chosen if not isinstance(weight, UninitializedParameter)]
+    usable = [weight for layer, weight in chosen if not _hidden(layer, weight)]
     values = torch.stack([_rms(weight) for weight in usable]).tolist() if usable else []
     measured = iter(values)
     return tuple(
-        _standing(layer, weight, math.nan if isinstance(weight, UninitializedParameter) else next(measured), tied)
+        _standing(layer, weight, math.nan if _hidden(layer, weight) else next(measured), tied)
         for layer, weight in chosen
     )
 
@@ -134,6 +135,12 @@ def _weight(layer: Layer) -> Tensor | None:
         return next((p for n, p in layer.parameters.items() if n.startswith("parametrizations.") and p.ndim > 1), None)
     weight = layer.parameters.get("weight")
     return weight if weight is not None and (isinstance(weight, UninitializedParameter) or weight.ndim > 1) else None
+
+
+def _hidden(layer: Layer, weight: Tensor) -> bool:
+    """Tell whether the stored tensor is not the weight that the signal meets."""
+    assert layer.module is not None
+    return isinstance(weight, UninitializedParameter) or parametrize.is_parametrized(layer.module, "weight")
 
 
 def _rms(weight: Tensor) -> Tensor:
@@ -148,8 +155,8 @@ def _rms(weight: Tensor) -> Tensor:
 
 
 def _standing(layer: Layer, weight: Tensor, std: float, tied: frozenset[int]) -> WeightStanding:
-    if isinstance(weight, UninitializedParameter):
-        return WeightStanding(layer.name, std, math.nan, math.nan, math.nan, "it is lazy and has no shape yet")
+    if _hidden(layer, weight):
+        return WeightStanding(layer.name, std, math.nan, math.nan, math.nan, _refusal(layer, weight, tied))
     receptive = math.prod(weight.shape[2:])
     fan_in, fan_out = max(1, weight.shape[1] * receptive), max(1, weight.shape[0] * receptive)
     he, xavier, lecun = (scheme.std(fan_in, fan_out) for scheme in (HE, XAVIER, LECUN))
@@ -158,17 +165,17 @@ def _standing(layer: Layer, weight: Tensor, std: float, tied: frozenset[int]) ->
 
 def _refusal(layer: Layer, weight: Tensor, tied: frozenset[int]) -> str:
     assert layer.module is not None
-    if parametrize.is_parametrized(layer.module, "weight"):
-        return "its weight is parametrized: torch.nn.utils.parametrize computes it from other parameters"
-    if "weight" not in layer.module._parameters:
-        return "its weight is computed, not a parameter"
-    if id(weight) in tied:
-        return "its weight is tied: another module uses it too"
-    if not weight.requires_grad:
-        return "it is frozen"
-    if hasattr(weight, "full_tensor"):
-        return "its weight is a DTensor: initialize before sharding"
-    return ""
+    reasons = {
+        "it is lazy and has no shape yet": isinstance(weight, UninitializedParameter),
+        "its weight is parametrized: torch.nn.utils.parametrize computes it from other parameters": (
+            parametrize.is_parametrized(layer.module, "weight")
+        ),
+        "its weight is computed, not a parameter": "weight" not in layer.module._parameters,
+        "its weight is tied: another module uses it too": id(weight) in tied,
+        "it is frozen": not weight.requires_grad,
+        "its weight is a DTensor: initialize before sharding": hasattr(weight, "full_tensor"),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def tied_parameters(model: nn.Module) -> frozenset[int]:

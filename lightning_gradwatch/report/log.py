@@ -39,7 +39,7 @@ class TrainingLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
 def _handled_above(logger: logging.Logger) -> bool:
     current: logging.Logger | None = logger
     while current is not None:
-        if any(not isinstance(handler, TrainingLogHandler) for handler in current.handlers):
+        if any(not isinstance(handler, (TrainingLogHandler, logging.NullHandler)) for handler in current.handlers):
             return True
         current = current.parent if current.propagate else None
     return False
@@ -174,7 +174,7 @@ def healthy_text(report: Report, factor: float | None) -> str:
     """
     snapshot = report.snapshot
     positive = snapshot.norms[snapshot.present]
-    spread = f"norms {np.min(positive):.1g} to {np.max(positive):.1g}" if positive.size else "none present"
+    spread = f"norms {np.min(positive):.2g} to {np.max(positive):.2g}" if positive.size else "none present"
     steady = f", x{factor:.2f} a layer back" if factor is not None else ""
     where = f" [{report.optimizer_label}]" if report.optimizer_label else ""
     return (

@@ -15,8 +15,10 @@ Color = tuple[int, int, int]
 
 # Fixed ends of the scale where the user gave none, so that pictures of two runs can be compared.
 VANISHING_ANCHOR = 1e-7  # what Amazon SageMaker Debugger and DeepDiagnosis call vanishing (mean |g|)
-EXPLODING_ANCHOR = 1e3  # what comparable tools call exploding
-_DEFAULT_SPAN = 10.0  # decades between the two
+# Ours: puts the neutral middle at 0.1. The layers of 755 healthy runs have a median norm of 0.18 (5% to 95%: 0.004 to
+# 1.9), and the 1e3 that comparable tools call exploding is orange.
+EXPLODING_ANCHOR = 1e5
+_DEFAULT_SPAN = 12.0  # decades between the two
 
 # Blue to red stays apart in every common color blindness. The middle is beige, not white, so that "usual" is
 # not taken for "absent"; lightness has a kink there, not a plateau, so that structure shows.
@@ -89,7 +91,7 @@ def anchors_for(vanishing: float | None, exploding: float | None) -> Anchors:
 
     Example:
         >>> anchors_for(None, None), anchors_for(1e-4, 1e2)
-        (Anchors(low=-7.0, high=3.0), Anchors(low=-4.0, high=2.0))
+        (Anchors(low=-7.0, high=5.0), Anchors(low=-4.0, high=2.0))
     """
     vanishing_given = vanishing is not None and math.isfinite(vanishing) and vanishing > 0
     exploding_given = exploding is not None and math.isfinite(exploding) and exploding > 0

@@ -32,6 +32,7 @@ class ScalarSink:
     def __init__(self, log: Callable[[Mapping[str, float], int], None], per_layer: bool = False) -> None:
         self._log = log
         self._per_layer = per_layer
+        self._suffixes: list[str] = []
 
     def write(self, report: Report) -> None:
         """Log where the logging interval asks for it."""
@@ -44,11 +45,13 @@ class ScalarSink:
             names, norms = report.history.layers, report.snapshot.norms
             values |= {f"gradwatch/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
         suffix = f"/{report.optimizer_label}" if report.optimizer_label else ""
+        if suffix not in self._suffixes:
+            self._suffixes.append(suffix)
         return {f"{name}{suffix}": value for name, value in values.items()}
 
     def deactivate(self, log_step: int) -> None:
-        """Log that nobody is watching any more."""
-        self._log({"gradwatch/active": 0.0}, log_step)
+        """Log that nobody is watching any more, under the names in use."""
+        self._log({f"gradwatch/active{suffix}": 0.0 for suffix in self._suffixes or [""]}, log_step)
 
     def close(self) -> None:
         """Do nothing: the logger is not ours to close."""
@@ -67,7 +70,10 @@ def scalars(report: Report) -> dict[str, float]:
     norms = snapshot.norms[snapshot.present]
     logs = np.log10(norms[np.isfinite(norms) & (norms > 0)])
     low, middle, high = np.percentile(logs, [5, 50, 95]) if logs.size else (np.nan, np.nan, np.nan)
-    lasting = sum(d.recovered_at is None and d.severity == "warning" for d in report.diagnoses)
+    lasting = sum(
+        d.recovered_at is None and d.severity == "warning" and d.optimizer == snapshot.optimizer
+        for d in report.diagnoses
+    )
     values = (
         snapshot.global_norm,
         snapshot.clipped_global_norm,

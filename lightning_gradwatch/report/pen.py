@@ -1,0 +1,61 @@
+"""Write and measure text on the picture, in its few sizes and colors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from PIL import Image, ImageDraw, ImageFont
+
+from lightning_gradwatch.report import palette
+from lightning_gradwatch.report.palette import Color
+
+WIDTH = 960  # of the picture
+MARGIN = 14  # around it
+
+# Sizes survive a thumbnail of 340 pixels where the text has to (title and legend words), in pixels.
+TITLE_SIZE, WORD_SIZE, TEXT_SIZE, LABEL_SIZE = 22, 20, 15, 12
+
+INK: Color = (34, 34, 34)
+FAINT: Color = (110, 110, 110)  # side notes; still 5:1 on white
+
+
+class Pen:
+    """Write and measure text on an image."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.draw = ImageDraw.Draw(image)
+        self._fonts: dict[int, ImageFont.FreeTypeFont | ImageFont.ImageFont] = {}
+
+    def _font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        """Load the font that Pillow ships; an old Pillow or one without FreeType has a single small size."""
+        if size not in self._fonts:
+            try:
+                self._fonts[size] = ImageFont.load_default(size=size)
+            except (TypeError, ImportError):
+                self._fonts[size] = ImageFont.load_default()
+        return self._fonts[size]
+
+    def width(self, text: str, size: int) -> int:
+        """Measure a line of text."""
+        return math.ceil(self._font(size).getbbox(text)[2]) if text else 0
+
+    def fits(self, size: int, width: int) -> Callable[[str], bool]:
+        """Return the question whether a text fits into a width."""
+        return lambda text: self.width(text, size) <= width
+
+    def text(self, x: int, y: int, text: str, size: int, color: Color = INK, align: float = 0.0) -> int:
+        """Write text centered on the line y, from x (align 0) or up to x (1), and return where it ends."""
+        _, top, _, bottom = self._font(size).getbbox("Ag")
+        start = round(x - align * self.width(text, size))
+        self.draw.text((start, round(y - (top + bottom) / 2)), text, fill=color, font=self._font(size))
+        return start + self.width(text, size)
+
+    def triangle(self, x: int, y: int, size: int, color: Color) -> None:
+        """Draw a triangle that points down to (x, y)."""
+        self.draw.polygon([(x - size // 2, y - size + 2), (x + size // 2, y - size + 2), (x, y)], fill=color)
+
+    def paste(self, x: int, y: int, codes: palette.Codes) -> None:
+        """Paint color codes with their upper left corner at (x, y)."""
+        self.image.paste(Image.fromarray(palette.paint(codes)), (x, y))

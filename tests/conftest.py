@@ -1,0 +1,42 @@
+"""What the tests share: both Lightning packages, learnable data, a seed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from models import CLASSES, WIDTH, RecordingSink
+from torch.utils.data import DataLoader, TensorDataset
+
+
+@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+def lightning(request: pytest.FixtureRequest) -> Any:
+    """Return each of the two packages that hold the same Trainer."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def pl() -> Any:
+    """Return the package that GradWatch depends on."""
+    return importlib.import_module("pytorch_lightning")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data() -> DataLoader[Any]:
+    """Return eight batches of four samples whose labels can be learned."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(32, WIDTH, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs[:, :CLASSES].argmax(dim=1)), batch_size=4)
+
+
+@pytest.fixture
+def sink() -> RecordingSink:
+    """Return a sink that keeps every report."""
+    return RecordingSink()

@@ -1,0 +1,236 @@
+"""Test ``lightning_gradwatch.measure.history``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.measure.snapshot import GradientSnapshot
+
+COLUMNS = ("norms", "clipped_norms", "bias_norms", "weight_norms", "learning_rates")
+
+
+def snapshot(step: int, optimizer: int = 0, num_layers: int = 1) -> GradientSnapshot:
+    """Make a snapshot whose every number tells where it belongs."""
+    base = step + np.arange(num_layers) / 10
+    tables = {name: base + 1000 * number for number, name in enumerate(COLUMNS)}
+    present = (np.arange(num_layers) + step) % 2 == 0
+    return GradientSnapshot(step=step, optimizer=optimizer, present=present, loss=-float(step), **tables)
+
+
+def filled(num_rows: int, num_layers: int = 1, **settings: int) -> GradientHistory:
+    """Make a history of one optimizer's first steps."""
+    history = GradientHistory([f"l{i}" for i in range(num_layers)], **settings)
+    for step in range(num_rows):
+        history.append(snapshot(step, 0, num_layers))
+    return history
+
+
+def num_bytes(history: GradientHistory) -> int:
+    """Count the bytes of all arrays that a history holds."""
+    arrays = [value for value in vars(history).values() if isinstance(value, np.ndarray)]
+    return sum(array.nbytes for array in [*arrays, *history._tables.values()])
+
+
+def check_rows(history: GradientHistory) -> None:
+    """Check that every row still holds what was appended at its step."""
+    for row, step in enumerate(history.steps.tolist()):
+        expected = snapshot(step, 0, len(history.layers))
+        for name in (*COLUMNS, "present"):
+            np.testing.assert_array_equal(getattr(history, name)[row], getattr(expected, name))
+        assert history.losses[row] == expected.loss
+
+
+def test_rows_come_back_as_they_were_appended():
+    """Every column of every row is what the snapshot held."""
+    history = filled(200, num_layers=3)
+    assert len(history) == 200
+    assert history.steps.tolist() == list(range(200))
+    check_rows(history)
+
+
+def test_a_long_run_stays_in_its_bytes_and_keeps_a_uniform_picture():
+    """After 100,000 rows the first row, a uniform picture and the newest window are there, in the bytes allowed."""
+    history = GradientHistory(["l0"], window=16, max_bytes=8192)
+    largest, yes = 0, np.array([True])
+    for step in range(100_000):
+        row = np.array([float(step)])
+        history.append(GradientSnapshot(step, 0, row, row, row, row, yes, row, -float(step)))
+        if step % 1000 == 0:
+            largest = max(largest, num_bytes(history))
+    assert max(largest, num_bytes(history)) <= 8192
+    steps = history.steps
+    assert steps[0] == 0
+    assert steps[-16:].tolist() == list(range(99_984, 100_000))
+    picture = steps[steps <= steps[-1] // 2]
+    gaps = np.diff(picture)
+    assert len(picture) >= 8
+    assert (gaps == gaps[0]).all()
+    assert np.diff(steps).max() == gaps[0]
+    np.testing.assert_array_equal(history.norms[:, 0], steps)
+    np.testing.assert_array_equal(history.losses, -steps)
+
+
+def test_the_newest_window_is_always_exact():
+    """At no time is one of the newest ``window`` rows missing, and steps never repeat or turn back."""
+    history = GradientHistory(["l0"], window=10, max_bytes=60 * 73)
+    for step in range(700):
+        history.append(snapshot(step))
+        newest = history.readings(0).steps
+        assert newest.tolist() == list(range(max(0, step - 9), step + 1))
+        assert (np.diff(history.steps) > 0).all()
+        assert history.steps[0] == 0
+
+
+def test_interleaved_optimizers_keep_their_own_window_and_first_row():
+    """A generator that steps once for four steps of its critic keeps its newest rows and its first."""
+    history = GradientHistory(["l0"], window=8, max_bytes=120 * 73)
+    own: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(5000):
+        number = int(step % 5 == 4)
+        own[number].append(step)
+        history.append(snapshot(step, number))
+    for number, steps in own.items():
+        assert history.readings(number).steps.tolist() == steps[-8:]
+        kept = history.steps[history.optimizers == number]
+        assert kept[0] == steps[0]
+        assert set(kept.tolist()) <= set(steps)
+    assert num_bytes(history) <= history.max_bytes
+
+
+def test_an_optimizer_that_has_finished_keeps_its_picture():
+    """Rows of an optimizer that no longer steps are not thinned away by the one that goes on."""
+    history = GradientHistory(["l0"], window=4, max_bytes=100 * 73)
+    for step in range(30):
+        history.append(snapshot(step, 0))
+    for step in range(30, 5000):
+        history.append(snapshot(step, 1))
+    kept = history.steps[history.optimizers == 0]
+    assert kept[0] == 0
+    assert len(kept) >= 15
+
+
+@pytest.mark.parametrize("max_bytes", [1, 200, 300])
+def test_a_model_that_leaves_room_for_two_rows_keeps_the_newest(max_bytes):
+    """With room for hardly any row the newest ones are kept."""
+    history = filled(9, max_bytes=max_bytes)
+    assert history.capacity == max(2, max_bytes // 73)
+    assert history.steps[-1] == 8
+    assert len(history) <= history.capacity
+    check_rows(history)
+
+
+def test_readings_of_an_optimizer_that_never_stepped_are_empty():
+    """An unknown optimizer has no readings and no losses."""
+    history = filled(5)
+    assert len(history.readings(7)) == 0
+    assert history.losses_of(7).tolist() == []
+
+
+def test_losses_of_a_single_optimizer_reach_back_to_the_start():
+    """With one optimizer all losses are returned; with two, none is told, since each works on another's."""
+    history = filled(20, window=4)
+    assert history.losses_of(0).tolist() == [-float(step) for step in range(20)]
+    history.append(snapshot(20, 1))
+    assert np.isnan(history.losses_of(0)).all()
+
+
+def test_appended_layers_have_no_past():
+    """Columns are appended; in earlier rows they are NaN and not present, and old columns stay."""
+    history = filled(6, num_layers=2)
+    before = history.norms.copy()
+    history.add_layers(["new"])
+    assert history.layers == ("l0", "l1", "new")
+    assert history.order == (0, 1, 2)
+    np.testing.assert_array_equal(history.norms[:, :2], before)
+    assert np.isnan(history.norms[:, 2]).all()
+    assert not history.present[:, 2].any()
+    history.append(snapshot(6, 0, 3))
+    np.testing.assert_array_equal(history.norms[-1], snapshot(6, 0, 3).norms)
+
+
+def test_appended_layers_keep_the_bound():
+    """More columns mean fewer rows: the table is thinned until it fits again."""
+    history = filled(100, window=5, max_bytes=100 * 73)
+    history.add_layers([f"n{i}" for i in range(9)])
+    assert len(history) <= history.capacity
+    assert num_bytes(history) <= history.max_bytes
+    assert history.steps[0] == 0
+    assert history.steps[-4:].tolist() == [96, 97, 98, 99]
+
+
+def test_a_state_round_trip_keeps_the_window():
+    """What a checkpoint keeps comes back bit for bit, and appending goes on from there."""
+    history = filled(50, num_layers=2, window=8)
+    fresh = GradientHistory(history.layers, window=8)
+    fresh.load_state_dict(history.state_dict())
+    assert fresh.steps.tolist() == list(range(42, 50))
+    check_rows(fresh)
+    for step in range(50, 60):
+        fresh.append(snapshot(step, 0, 2))
+    assert fresh.readings(0).steps.tolist() == list(range(52, 60))
+    check_rows(fresh)
+
+
+def test_a_state_is_a_copy():
+    """A state does not change when the history goes on."""
+    history = filled(5)
+    state = history.state_dict()
+    history.load_state_dict(filled(9).state_dict())
+    assert state["steps"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_state_of_other_layers_is_matched_by_name():
+    """Layers that are gone are left out, moved ones move, new ones were not present."""
+    history = filled(4, num_layers=3)
+    fresh = GradientHistory(["l2", "new", "l0"])
+    fresh.load_state_dict(history.state_dict())
+    np.testing.assert_array_equal(fresh.norms[:, [0, 2]], history.norms[:, [2, 0]])
+    np.testing.assert_array_equal(fresh.present[:, [0, 2]], history.present[:, [2, 0]])
+    assert np.isnan(fresh.norms[:, 1]).all()
+    assert not fresh.present[:, 1].any()
+
+
+def test_a_state_without_a_common_layer_keeps_its_steps():
+    """Nothing but the steps and losses is left of a state whose layers are all gone."""
+    fresh = GradientHistory(["other"])
+    fresh.load_state_dict(filled(4).state_dict())
+    assert fresh.steps.tolist() == [0, 1, 2, 3]
+    assert np.isnan(fresh.norms).all()
+
+
+def test_an_empty_state_is_an_empty_history():
+    """The state of a run that measured nothing can be taken back."""
+    fresh = filled(3)
+    fresh.load_state_dict(GradientHistory(["l0"]).state_dict())
+    assert len(fresh) == 0
+    fresh.append(snapshot(0))
+    check_rows(fresh)
+
+
+def test_a_state_larger_than_the_table_keeps_its_newest_rows():
+    """A history with less room takes the newest rows that fit, and goes on within its bytes."""
+    fresh = GradientHistory(["l0"], max_bytes=10 * 73)
+    fresh.load_state_dict(filled(40).state_dict())
+    assert fresh.steps.tolist() == list(range(30, 40))
+    for step in range(40, 100):
+        fresh.append(snapshot(step))
+    assert num_bytes(fresh) <= fresh.max_bytes
+    assert fresh.steps[-1] == 99
+    check_rows(fresh)
+
+
+def test_two_optimizers_go_on_after_a_round_trip():
+    """Each optimizer of a restored history keeps its own window and is thinned on its own."""
+    history = GradientHistory(["l0"], window=6, max_bytes=80 * 73)
+    for step in range(20):
+        history.append(snapshot(step, step % 2))
+    fresh = GradientHistory(["l0"], window=6, max_bytes=80 * 73)
+    fresh.load_state_dict(history.state_dict())
+    assert fresh.steps.tolist() == list(range(8, 20))
+    assert fresh.optimizers.tolist() == [0, 1] * 6
+    for step in range(20, 900):
+        fresh.append(snapshot(step, step % 2))
+    assert fresh.readings(0).steps.tolist() == list(range(888, 900, 2))
+    assert fresh.readings(1).steps.tolist() == list(range(889, 900, 2))

@@ -1,0 +1,279 @@
+"""Test ``lightning_gradwatch.report.log``."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
+from lightning_gradwatch.measure.snapshot import LayerDescription
+from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.report.log import (
+    LOGGER_NAME,
+    LogSink,
+    TrainingLogHandler,
+    closing_text,
+    healthy_text,
+    onset_text,
+    recovery_text,
+    start_text,
+    training_logger,
+)
+
+SICK = Diagnosis(
+    "vanishing.depth",
+    Symptom.VANISHING,
+    layers=("net.0", "net.2", "net.4", "net.6", "net.8"),
+    step=3,
+    message="the first layers get almost no gradient",
+    measured="every layer back multiplies the gradient by 0.14",
+    cause="20 x sigmoid",
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logger():
+    """Give each test a logger that nobody has touched, and put back the old one."""
+    logger = logging.getLogger(LOGGER_NAME)
+    kept = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.handlers[:], logger.propagate = kept[0], kept[2]
+    logger.setLevel(kept[1])
+
+
+def run(setup: str = "", body: str = 'logger.info("an info")\nlogger.warning("a warning")', **more: object) -> str:
+    """Run a script that makes the logger after ``setup``, and return all that it writes."""
+    script = (
+        f"import logging, logging.config, sys\n{setup}\n"
+        "from lightning_gradwatch.report.log import training_logger\n"
+        f"logger = training_logger()\nassert training_logger() is logger\n{body}\n"
+    )
+    more.setdefault("stderr", subprocess.STDOUT)
+    done = subprocess.run([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, check=True, timeout=60, **more)
+    return done.stdout.decode()
+
+
+HYDRA = """
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"simple": {"format": "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "simple", "stream": "ext://sys.stdout"}},
+    "root": {"level": "INFO", "handlers": ["console"]},
+    "disable_existing_loggers": False,
+})
+"""
+
+
+class TestHandler:
+    """Each line is heard once, however logging is configured."""
+
+    def test_a_plain_script_gets_each_line_once_on_standard_error(self) -> None:
+        """Where nothing is configured lines go to standard error as they are, INFO among them."""
+        assert run() == "an info\na warning\n"
+        assert run(stderr=subprocess.DEVNULL) == ""
+
+    @pytest.mark.parametrize("setup", ["logging.basicConfig(level=logging.INFO)", HYDRA], ids=["basicConfig", "Hydra"])
+    def test_handlers_of_the_root_logger_take_over(self, setup: str) -> None:
+        """Where the root logger has handlers they write each line, once, in their format."""
+        lines = run(setup).splitlines()
+        assert [line.rpartition(" ")[2] for line in lines] == ["info", "warning"]
+        assert all(LOGGER_NAME in line for line in lines)
+
+    def test_handlers_that_come_later_take_over(self) -> None:
+        """A notebook or Hydra that configures logging after training began is noticed."""
+        body = (
+            'logger.info("one")\nlogging.basicConfig(level=logging.INFO, format="root %(message)s")\nlogger.info("two")'
+        )
+        assert run(body=body) == "one\nroot two\n"
+
+    def test_a_root_level_above_warning_is_silence(self) -> None:
+        """A person who wants errors only gets neither INFO nor WARNING."""
+        assert run("logging.basicConfig(level=logging.ERROR)") == ""
+        assert run("logging.getLogger().setLevel(logging.ERROR)") == ""
+
+    def test_a_level_that_the_person_has_set_is_kept(self) -> None:
+        """With the logger at WARNING the INFO lines are hidden."""
+        assert run(f'logging.getLogger("{LOGGER_NAME}").setLevel(logging.WARNING)') == "a warning\n"
+
+    def test_a_handler_of_the_persons_own_is_enough(self) -> None:
+        """A handler on the very logger takes over, whether or not records go further up."""
+        for propagate in (True, False):
+            setup = (
+                f'own = logging.getLogger("{LOGGER_NAME}")\nown.propagate = {propagate}\n'
+                "handler = logging.StreamHandler(sys.stdout)\n"
+                'handler.setFormatter(logging.Formatter("own %(message)s"))\n'
+                "own.addHandler(handler)"
+            )
+            assert run(setup) == "own an info\nown a warning\n"
+
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_a_progress_bar_is_not_broken(self, stream: str) -> None:
+        """The bar is cleared before a line and drawn again after it, wherever it is shown."""
+        body = (
+            "from tqdm import tqdm\n"
+            f"for i in tqdm(range(3), desc='Epoch', file=sys.{stream}, mininterval=0, ascii=True):\n"
+            "    logger.info(f'line {i}')\n"
+        )
+        written = run(body=body)
+        lines = [line.rpartition("\r")[2] for line in written.split("\n")]
+        assert lines[:3] == ["line 0", "line 1", "line 2"]
+        for line in written.split("\n")[:3]:
+            before = line.split("\r")
+            assert before[-2].strip() == ""  # blanks over the bar, and nothing of it left
+        assert "100%" in lines[3]
+
+    def test_pytest_sees_the_records(self, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
+        """Caplog's handler takes the records, and standard error stays empty."""
+        logger = training_logger()
+        logger.info("an info")
+        assert caplog.record_tuples == [(LOGGER_NAME, logging.INFO, "an info")]
+        assert capsys.readouterr().err == ""
+
+    def test_without_other_handlers_it_writes_itself(self, capsys: pytest.CaptureFixture) -> None:
+        """In a process without handlers further up the line is on standard error, that of a child logger too."""
+        logger = training_logger()
+        logger.propagate = False
+        logger.getChild("part").info("a %s", "line")
+        assert capsys.readouterr().err == "a line\n"
+
+    def test_it_is_added_once(self) -> None:
+        """However often the logger is asked for, it has one handler of ours."""
+        handlers = (training_logger(), training_logger(), training_logger())[2].handlers
+        assert [type(handler) for handler in handlers] == [TrainingLogHandler]
+
+    def test_a_stream_that_fails_ends_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A broken stream is handled as logging handles it."""
+        failed: list[logging.LogRecord] = []
+        monkeypatch.setattr(TrainingLogHandler, "handleError", lambda _, record: failed.append(record))
+        closed = io.StringIO()
+        closed.close()
+        monkeypatch.setattr(sys, "stderr", closed)
+        logger = training_logger()
+        logger.propagate = False
+        logger.info("a line")
+        assert len(failed) == 1
+
+
+class TestSink:
+    """What is told when."""
+
+    def test_onsets_and_recoveries_are_told_at_their_levels(self, report_of, caplog: pytest.LogCaptureFixture) -> None:
+        """Warnings go out at WARNING; notices and recoveries at INFO."""
+        notice = replace(SICK, severity="notice")
+        report = report_of([[1.0, 1.0]], onsets=(SICK, notice), recoveries=(replace(SICK, recovered_at=9),))
+        sink = LogSink("runs/0")
+        sink.write(report)
+        sink.close()
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "INFO"]
+        assert caplog.messages[0].startswith("GradWatch  step 3  VANISHING: ")
+        assert "more       runs/0" in caplog.messages[0]
+
+    def test_a_reading_without_change_is_silent(self, report_of, caplog: pytest.LogCaptureFixture) -> None:
+        """What only goes on is not told again."""
+        LogSink().write(report_of([[1.0]], diagnoses=(SICK,)))
+        assert caplog.records == []
+
+    def test_percent_signs_are_text(self, report_of, caplog: pytest.LogCaptureFixture) -> None:
+        """A message with a percent sign is written as it is."""
+        LogSink().write(report_of([[1.0]], onsets=(replace(SICK, message="down by 5%s"),)))
+        assert "down by 5%s" in caplog.messages[0]
+
+
+class TestOnset:
+    """The block of an onset."""
+
+    def test_plain_words_come_first_and_a_way_out_last(self) -> None:
+        """A full block has what, measured, why, do, more and the rule, in this order."""
+        remedy = Remedy("use relu", "keeps its slope", SICK)
+        second = Remedy("second", "not shown", SICK)
+        first = "net.0, net.2, net.4"
+        text = onset_text(replace(SICK, remedies=(remedy, second)), 21, "optimizer_1", "see there")
+        assert text.split("\n") == [
+            f"GradWatch  step 3 [optimizer_1]  VANISHING: {SICK.message} (5 of 21 layers: {first} and 2 more)",
+            "  measured   every layer back multiplies the gradient by 0.14",
+            "  why        20 x sigmoid",
+            "  do         use relu (keeps its slope)",
+            "  more       see there",
+            "  rule       vanishing.depth",
+        ]
+
+    def test_what_is_not_known_has_no_line(self) -> None:
+        """An onset with nothing but a message is a line and its rule."""
+        bare = Diagnosis("non_finite", Symptom.NON_FINITE, layers=("a", "b", "c"), message="gradients are NaN")
+        assert onset_text(bare, 3) == (
+            "GradWatch  step 0  NON-FINITE: gradients are NaN (3 of 3 layers: a, b, c)\n  rule       non_finite"
+        )
+
+    def test_a_notice_is_written_small(self) -> None:
+        """A notice does not shout."""
+        assert "step 3  notice, vanishing: the first" in onset_text(replace(SICK, severity="notice"), 5)
+
+    def test_a_repeated_onset_says_its_number(self) -> None:
+        """The tenth onset of a flapping fault says so, the first one does not."""
+        assert "more; onset number 10)" in onset_text(replace(SICK, count=10), 5)
+        assert "onset number" not in onset_text(SICK, 5)
+
+    def test_a_recovery_is_one_line(self) -> None:
+        """It says when, what and since when."""
+        over = replace(SICK, recovered_at=412, symptom=Symptom.NON_FINITE)
+        assert recovery_text(over) == "GradWatch  step 412  recovered: NON-FINITE (since step 3)"
+
+
+class TestLines:
+    """The lines at the start, of health, and at the end."""
+
+    def test_the_start_counts_what_is_watched(self) -> None:
+        """Layers and parameters are counted with thousands apart; without frozen layers none are mentioned."""
+        layers = [LayerDescription(str(i), "Linear", 12000) for i in range(2)]
+        assert start_text(layers, "x.png") == "GradWatch  watching 2 layers, 24,000 parameters; picture: x.png"
+        frozen = [LayerDescription(str(i), "Linear", 5, trainable=False) for i in range(2)]
+        assert "2 layers, 24,000 parameters (2 layers frozen)" in start_text(layers + frozen, "x.png")
+
+    def test_health_names_the_range_and_the_factor(self, report_of) -> None:
+        """The line tells the least and the largest norm of the present layers, and the factor where it is known."""
+        report = report_of([[0.02, 3.0, np.nan]], present=[[True, True, False]], optimizer_label="optimizer_1")
+        text = healthy_text(report, 0.98)
+        assert "step 0 [optimizer_1]  gradients reach all 2 layers" in text
+        assert "(norms 0.02 to 3, x0.98 a layer back; parameter gradients only)" in text
+        assert "a layer back" not in healthy_text(report, None)
+        assert "none present" in healthy_text(report_of([[1.0]], present=[[False]]), None)
+
+    def test_a_healthy_run_closes_with_three_lines(self) -> None:
+        """What was seen, where the picture is, what it cost."""
+        assert closing_text(40, [], "x.png", 1.25, 0.0123, None).split("\n") == [
+            "GradWatch  seen       no fault in 40 readings",
+            "           picture    x.png",
+            "           cost       1.2 s, 1.2% of the run",
+        ]
+
+    @pytest.mark.parametrize(
+        ("num_readings", "faults", "seen"),
+        [
+            (0, [], "no gradient was ever seen, so nothing can be said about this run"),
+            (9, ["n"], "no fault in 9 readings, 1 notice"),
+            (9, ["n", "n"], "no fault in 9 readings, 2 notices"),
+            (9, ["w"], "VANISHING since step 3 (9 readings)"),
+            (9, ["w", "r", "n"], "VANISHING since step 3, 1 recovered (9 readings)"),
+            (9, ["r", "r"], "2 recovered (9 readings)"),
+        ],
+    )
+    def test_the_end_tells_what_lasts_and_what_is_over(self, num_readings: int, faults: list[str], seen: str) -> None:
+        """Lasting warnings are named, recovered ones and notices counted."""
+        kinds = {"w": SICK, "n": replace(SICK, severity="notice"), "r": replace(SICK, recovered_at=5)}
+        text = closing_text(num_readings, [kinds[fault] for fault in faults], "x.png", 0.0, 0.0, None)
+        assert text.split("\n")[0] == f"GradWatch  seen       {seen}"
+
+    def test_a_run_that_was_not_watched_to_the_end_says_so_first(self) -> None:
+        """A monitor that died must not look like health."""
+        lines = closing_text(40, [], "x.png", 0.0, 0.0, "KeyError: 'x'").split("\n")
+        assert lines[0].endswith("SWITCHED OFF during the run, what follows is incomplete: KeyError: 'x'")
+        assert lines[1] == "GradWatch  seen       no fault in 40 readings"
+        assert len(lines) == 4

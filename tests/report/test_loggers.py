@@ -1,0 +1,183 @@
+"""Test ``lightning_gradwatch.report.loggers``."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
+from lightning_gradwatch.report.card import card
+from lightning_gradwatch.report.image import draw_heatmap
+from lightning_gradwatch.report.log import LogSink
+from lightning_gradwatch.report.loggers import picture_place, sinks_for
+from lightning_gradwatch.report.picture import heatmap_of
+from lightning_gradwatch.report.scalars import SCALARS
+
+SICK = Diagnosis("vanishing.depth", Symptom.VANISHING, layers=("fc0",), step=2, message="little")
+
+
+@pytest.fixture
+def run(reports_of):
+    """Return the reports of a run of five readings with an onset in the third, each one due."""
+    table = np.array([[1e-3, 1.0]] * 5)
+    reports = list(reports_of(table, due=True))
+    after = [replace(report, diagnoses=(SICK,)) for report in reports[2:]]
+    return [*reports[:2], replace(after[0], onsets=(SICK,)), *after[1:]]
+
+
+def play(run: list[Any], loggers: list[Any], directory: Path | None, **more: Any) -> list[str]:
+    """Give the reports of a run to the sinks that it would have; return the sinks' names."""
+    sinks = sinks_for(loggers, directory, **more)
+    for report in run:
+        for sink in sinks:
+            sink.write(report)
+    for sink in sinks:
+        sink.close()
+    return [type(sink).__name__ for sink in sinks]
+
+
+def test_tensorboard_gets_scalars_picture_and_card(lightning, run, tmp_path: Path) -> None:
+    """The event file holds every scalar at every step, the newest picture and the diagnoses as text."""
+    logger = lightning.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    names = play(run, [logger], tmp_path)
+    logger.finalize("success")
+    assert names == ["LogSink", "ScalarSink", "PictureSink", "CardSink", "JsonlSink"]
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
+    tags = events.Tags()
+    assert set(SCALARS) <= set(tags["scalars"])
+    assert [(event.step, event.value) for event in events.Scalars("gradwatch/open_warnings")] == [
+        (0, 0),
+        (1, 0),
+        (2, 1),
+        (3, 1),
+        (4, 1),
+    ]
+    assert events.Scalars("gradwatch/global_norm")[0].value == pytest.approx(np.hypot(1e-3, 1.0))
+    assert tags["images"] == ["gradwatch/heatmap"]
+    images = events.Images("gradwatch/heatmap")
+    assert [image.step for image in images] == [2, 4]
+    assert (images[-1].height, images[-1].width) == draw_heatmap(heatmap_of(run[-1])).shape[:2]
+    texts = events.Tensors("gradwatch/diagnoses/text_summary")
+    assert [text.step for text in texts] == [2, 4]
+    assert texts[-1].tensor_proto.string_val[0].decode() == card([SICK], 5)
+    assert not (tmp_path / "gradwatch" / "heatmap.png").exists()
+    assert (tmp_path / "gradwatch" / "diagnoses.jsonl").exists()
+
+
+def test_a_picture_is_on_disk_as_soon_as_it_is_drawn(lightning, run, tmp_path: Path) -> None:
+    """The writer is flushed at once: a person who looks during training sees the onset."""
+    logger = lightning.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    sinks = sinks_for([logger], tmp_path)
+    for sink in sinks:
+        sink.write(run[2])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [image.step for image in events.Images("gradwatch/heatmap")] == [2]
+    logger.finalize("success")
+
+
+def test_a_csv_logger_gets_fixed_keys_and_a_file(lightning, run, tmp_path: Path) -> None:
+    """The table has the same columns from the first row on; the picture is a file beside it."""
+    logger = lightning.loggers.CSVLogger(tmp_path, name="", version="")
+    assert logger.experiment is not None
+    names = play(run, [logger], tmp_path)
+    logger.finalize("success")
+    assert names == ["LogSink", "ScalarSink", "PictureSink", "JsonlSink"]
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(rows[0]) == sorted([*SCALARS, "step"])
+    assert [row["gradwatch/open_warnings"] for row in rows] == ["0.0", "0.0", "1.0", "1.0", "1.0"]
+    assert all(row[name] for row in rows for name in SCALARS)
+    pixels = np.asarray(Image.open(tmp_path / "gradwatch" / "heatmap.png"))
+    assert (pixels == draw_heatmap(heatmap_of(run[-1]))).all()
+
+
+def test_a_dummy_logger_gets_nothing(lightning, run) -> None:
+    """In fast_dev_run there is the training log alone."""
+    from_package = __import__(f"{lightning.__name__}.loggers.logger", fromlist=["DummyLogger"])
+    assert play(run, [from_package.DummyLogger()], None) == ["LogSink"]
+
+
+def test_without_a_logger_there_are_log_file_and_picture(run, tmp_path: Path) -> None:
+    """With logger=False the log directory still gets the diagnoses and the picture."""
+    assert play(run, [], tmp_path) == ["LogSink", "PictureSink", "JsonlSink"]
+    assert sorted(path.name for path in (tmp_path / "gradwatch").iterdir()) == ["diagnoses.jsonl", "heatmap.png"]
+
+
+def test_the_picture_can_be_switched_off(lightning, run, tmp_path: Path) -> None:
+    """With heatmap=False nothing is drawn anywhere; the card stays."""
+    logger = lightning.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    assert "PictureSink" not in play(run, [logger], tmp_path, heatmap=False)
+    logger.finalize("success")
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []
+
+
+def test_two_loggers_both_get_the_numbers(lightning, run, tmp_path: Path) -> None:
+    """Each real logger has its scalars, per layer where asked; the file is drawn where nobody else shows a picture."""
+    first = lightning.loggers.CSVLogger(tmp_path / "1", name="", version="")
+    second = lightning.loggers.CSVLogger(tmp_path / "2", name="", version="")
+    names = play(run, [first, second], tmp_path, per_layer_scalars=True)
+    assert names.count("ScalarSink") == 2
+    assert names.count("PictureSink") == 1
+    for logger in (first, second):
+        logger.finalize("success")
+        assert "gradwatch/norm/fc1" in (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_thresholds_anchor_the_colors(run, tmp_path: Path) -> None:
+    """The person's thresholds reach the picture."""
+    play(run, [], tmp_path, vanishing_threshold=1e-2, exploding_threshold=1e1)
+    pixels = np.asarray(Image.open(tmp_path / "gradwatch" / "heatmap.png"))
+    assert (pixels == draw_heatmap(heatmap_of(run[-1], 1e-2, 1e1))).all()
+
+
+def test_wandb_gets_scalars_and_pictures(lightning, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real run of Weights & Biases in offline mode keeps the pictures and the last scalars."""
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.chdir(tmp_path)
+    import wandb
+
+    logger = lightning.loggers.WandbLogger(save_dir=str(tmp_path), offline=True, project="gradwatch")
+    try:
+        assert play(run, [logger], tmp_path) == ["LogSink", "ScalarSink", "PictureSink", "JsonlSink"]
+        summary = dict(logger.experiment.summary)
+        files = Path(logger.experiment.dir)
+    finally:
+        wandb.finish()
+    assert {name: summary[name] for name in ("gradwatch/open_warnings", "gradwatch/active")} == {
+        "gradwatch/open_warnings": 1.0,
+        "gradwatch/active": 1.0,
+    }
+    pictures = sorted((files / "media" / "images" / "gradwatch").glob("heatmap*.png"), key=lambda p: p.stat().st_mtime)
+    assert len(pictures) == 2
+    assert (np.asarray(Image.open(pictures[-1]).convert("RGB")) == draw_heatmap(heatmap_of(run[-1]))).all()
+
+
+def test_the_person_is_told_where_the_picture_is(lightning, tmp_path: Path) -> None:
+    """The place follows from the loggers, and is honest where there is none."""
+    tensorboard = lightning.loggers.TensorBoardLogger(tmp_path)
+    table = lightning.loggers.CSVLogger(tmp_path)
+    wandb = type("WandbLogger", (), {})()
+    assert picture_place([table, tensorboard], tmp_path) == f"tensorboard --logdir {tmp_path}"
+    assert picture_place([table, wandb], tmp_path) == "gradwatch/heatmap in Weights & Biases"
+    assert picture_place([table], tmp_path) == str(tmp_path / "gradwatch" / "heatmap.png")
+    assert picture_place([], None) == "none in this kind of run"
+    assert picture_place([tensorboard], tmp_path, heatmap=False) == "switched off (heatmap=False)"
+
+
+def test_the_log_names_the_file_of_diagnoses(run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An onset tells where more is; without a directory it tells nothing."""
+    play(run, [], tmp_path)
+    play(run, [], None)
+    assert f"more       {tmp_path / 'gradwatch' / 'diagnoses.jsonl'}" in caplog.messages[0]
+    assert "more  " not in caplog.messages[1]
+    assert isinstance(sinks_for([], None)[0], LogSink)

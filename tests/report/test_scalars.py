@@ -1,0 +1,99 @@
+"""Test ``lightning_gradwatch.report.scalars``."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
+from lightning_gradwatch.report.scalars import SCALARS, ScalarSink, scalars
+
+NORMS = [3.0, 4.0, 0.0, np.nan]
+PRESENT = [True, True, True, False]
+
+
+class Book:
+    """A logger that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[dict[str, float], int]] = []
+
+    def __call__(self, values: dict[str, float], step: int) -> None:
+        """Keep a row."""
+        self.rows.append((dict(values), step))
+
+
+def test_the_numbers_are_those_computed_by_hand(report_of) -> None:
+    """Global norms are norms of all present layers, percentiles are over the positive finite ones."""
+    faults = (
+        Diagnosis("dead", Symptom.DEAD),
+        Diagnosis("dead", Symptom.DEAD, recovered_at=3),
+        Diagnosis("dead", Symptom.DEAD, severity="notice"),
+    )
+    report = report_of([NORMS], present=[PRESENT], clipped=[[0.6, 0.8, 0.0, np.nan]], diagnoses=faults, skipped_steps=2)
+    logs = np.log10([3.0, 4.0])
+    expected = [5.0, 1.0, *(float(np.percentile(logs, q)) for q in (5, 50, 95)), 1.0, 2.0, 1.0]
+    assert scalars(report) == pytest.approx(dict(zip(SCALARS, expected, strict=True)))
+
+
+@pytest.mark.parametrize("norms", [[0.0, 0.0], [np.nan, np.inf]])
+def test_percentiles_of_nothing_are_nan(report_of, norms: list[float]) -> None:
+    """Where no norm is positive and finite the percentiles are NaN, without a warning."""
+    values = scalars(report_of([norms]))
+    assert all(math.isnan(values[f"gradwatch/log10_norm_{p}"]) for p in ("p05", "median", "p95"))
+    assert values["gradwatch/active"] == 1
+
+
+def test_the_list_of_keys_is_constant(reports_of) -> None:
+    """Every row has the same keys in the same order, whatever the gradients are."""
+    book = Book()
+    sink = ScalarSink(book)
+    table = np.array([[1.0, 2.0], [np.nan, np.inf], [0.0, 0.0], [1.0, 1e300]])
+    for report in reports_of(table, due=True):
+        sink.write(report)
+    sink.close()
+    assert [tuple(row) for row, _ in book.rows] == [SCALARS] * 4
+    assert [step for _, step in book.rows] == [0, 1, 2, 3]
+
+
+def test_rows_follow_the_logging_interval(report_of) -> None:
+    """A report that is not due is not logged."""
+    book = Book()
+    ScalarSink(book).write(report_of([[1.0]], due=False))
+    assert book.rows == []
+
+
+def test_each_layer_goes_along_where_asked(report_of) -> None:
+    """With per_layer every layer has its norm, NaN where it is absent."""
+    book = Book()
+    ScalarSink(book, per_layer=True).write(report_of([NORMS], present=[PRESENT], due=True))
+    values = book.rows[0][0]
+    assert tuple(values) == (*SCALARS, *(f"gradwatch/norm/fc{i}" for i in range(4)))
+    assert values["gradwatch/norm/fc1"] == 4.0
+    assert math.isnan(values["gradwatch/norm/fc3"])
+
+
+def test_several_optimizers_have_keys_of_their_own(report_of) -> None:
+    """The optimizer's label ends each key."""
+    book = Book()
+    ScalarSink(book).write(report_of([[1.0]], due=True, optimizer_label="optimizer_1"))
+    assert tuple(book.rows[0][0]) == tuple(f"{name}/optimizer_1" for name in SCALARS)
+
+
+def test_a_watch_that_is_switched_off_logs_that_it_is(report_of) -> None:
+    """Active becomes 0, also where nothing was logged before."""
+    book = Book()
+    ScalarSink(book).deactivate(7)
+    assert book.rows == [({"gradwatch/active": 0.0}, 7)]
+
+
+def test_switched_off_is_logged_under_the_keys_in_use(report_of) -> None:
+    """With several optimizers each one's own key becomes 0, and no new key appears."""
+    book = Book()
+    sink = ScalarSink(book)
+    for number in (0, 1, 0):
+        sink.write(report_of([[1.0]], due=True, optimizer_label=f"optimizer_{number}"))
+    sink.deactivate(9)
+    assert book.rows[3:] == [({"gradwatch/active/optimizer_0": 0.0, "gradwatch/active/optimizer_1": 0.0}, 9)]

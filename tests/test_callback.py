@@ -1,0 +1,544 @@
+"""Test ``lightning_gradwatch.callback``."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import deep_net, healthy_net, module_in, trainer_in
+from torch import nn
+
+from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradientFault, GradWatch
+
+
+class SavesGradients:
+    """An oracle: clones what an optimizer uses in ``step`` and computes the layers' norms from it in float64."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        self.names = names
+        self.norms: list[dict[str, float]] = []
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        layers: dict[str, list[torch.Tensor]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    layer = self.names[id(parameter)].rpartition(".")[0]
+                    layers.setdefault(layer, []).append(parameter.grad.double().flatten())
+        self.norms.append({layer: float(torch.cat(parts).norm()) for layer, parts in layers.items()})
+
+
+def oracle(module: Any) -> Any:
+    """Return a module whose optimizer's steps are recorded, and the record."""
+    record = SavesGradients({id(p): name for name, p in module.named_parameters()})
+    make = module.configure_optimizers
+
+    def configure_optimizers() -> Any:
+        optimizers = make()
+        for optimizer in optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]:
+            optimizer.register_step_post_hook(record)
+        return optimizers
+
+    module.configure_optimizers = configure_optimizers
+    return record
+
+
+def close(history: Any, record: Any, column: str = "norms") -> None:
+    """Hold a history against the oracle."""
+    rows = getattr(history, column)
+    assert len(rows) == len(record.norms)
+    for row, expected in zip(rows, record.norms, strict=True):
+        for layer, value in zip(history.layers, row, strict=True):
+            assert value == pytest.approx(expected.get(layer, np.nan), rel=1e-5, nan_ok=True)
+
+
+def test_norms_are_those_of_the_gradients_that_the_optimizer_uses(lightning, tmp_path, data):
+    """Every reading equals the norm of the flattened float64 gradients inside ``optimizer.step``."""
+    module, watch = module_in(lightning), GradWatch()
+    record = oracle(module)
+    trainer_in(lightning, tmp_path, watch, max_steps=8).fit(module, data)
+    close(watch.history, record)
+    assert watch.history.layers == ("net.0", "net.2")
+    assert watch.history.steps.tolist() == list(range(8))
+    assert watch.disabled_reason is None
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, 0.01)]
+)
+def test_training_is_bit_identical_with_and_without(pl, tmp_path, data, make):
+    """Weights, buffers, optimizer state and random state do not know that they were watched."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(16, 3))
+    ends = []
+    for callbacks in ([], [GradWatch(per_layer_scalars=True, vanishing_threshold=1e-3)]):
+        torch.manual_seed(1)
+        module = module_in(pl, copy.deepcopy(net), make)
+        trainer = trainer_in(pl, tmp_path, *callbacks, max_steps=16, logger=True, log_every_n_steps=2)
+        trainer.fit(module, data)
+        optimizer = trainer.optimizers[0].state_dict()["state"]
+        ends.append((module.state_dict(), optimizer, torch.get_rng_state()))
+    (weights, state, random), (watched_weights, watched_state, watched_random) = ends
+    assert all(torch.equal(weights[name], watched_weights[name]) for name in weights)
+    for moments, watched in zip(state.values(), watched_state.values(), strict=True):
+        assert all(value is watched[k] is None or torch.equal(value, watched[k]) for k, value in moments.items())
+    assert torch.equal(random, watched_random)
+
+
+def test_each_optimizer_is_read_over_its_own_parameters(pl, tmp_path, data):
+    """With two optimizers a reading holds only the layers of the one that steps, whatever gradients the other has."""
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        for optimizer, scale in ((first, 1.0), (second, 1000.0)):
+            optimizer.zero_grad()
+            self.manual_backward(scale * self.net(batch[0]).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[0].parameters(), 1e-4), torch.optim.SGD(self.net[2].parameters(), 1e-4)]
+
+    module = module_in(pl, training_step=training_step, configure_optimizers=configure_optimizers)
+    module.automatic_optimization = False
+    record, watch = oracle(module), GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=6).fit(module, data)
+    close(watch.history, record)
+    assert watch.history.optimizers.tolist() == [0, 1, 0, 1, 0, 1]
+    assert watch.history.present.tolist() == [[True, False], [False, True]] * 3
+
+
+def test_accumulated_batches_are_one_reading_with_the_mean_loss(pl, tmp_path, data):
+    """Accumulation over four batches gives two readings for eight batches, of the gradient that is used."""
+    losses = []
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        losses.append(float(loss.detach()))
+        return loss
+
+    module, watch = module_in(pl, training_step=training_step), GradWatch()
+    record = oracle(module)
+    trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=1, accumulate_grad_batches=4).fit(module, data)
+    close(watch.history, record)
+    assert watch.history.losses == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
+
+
+def test_a_frozen_layer_and_an_unused_one_are_absent_not_zero(pl, tmp_path, data):
+    """None is told apart from zero: no gradient is NaN and not present, a zero gradient is 0 and present."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.used, self.unused, self.zero = (nn.Linear(8, 8) for _ in range(4))
+            self.frozen.requires_grad_(False)
+
+        def forward(self, inputs):
+            hidden = self.used(self.frozen(inputs))
+            return (hidden + 0 * self.zero(inputs))[:, :3]
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch).fit(module_in(pl, Net()), data)
+    by_name = dict(zip(watch.history.layers, watch.history.norms.T, strict=True))
+    present = dict(zip(watch.history.layers, watch.history.present.T, strict=True))
+    assert np.isnan(by_name["net.frozen"]).all()
+    assert np.isnan(by_name["net.unused"]).all()
+    assert (by_name["net.zero"] == 0).all()
+    assert (by_name["net.used"] > 0).all()
+    assert [bool(present[name].any()) for name in watch.history.layers] == [False, True, False, True]
+
+
+def test_lbfgs_is_one_reading_a_step(pl, tmp_path, data):
+    """An optimizer that evaluates its closure several times a step leaves one row a step."""
+    module = module_in(pl, optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3))
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=4).fit(module, data)
+    assert watch.history.steps.tolist() == [0, 1, 2, 3]
+
+
+def test_every_n_steps_thins_the_history_of_each_optimizer(pl, tmp_path, data):
+    """Only every n-th step of an optimizer is judged and remembered."""
+    watch = GradWatch(every_n_steps=3)
+    trainer_in(pl, tmp_path, watch, max_steps=8).fit(module_in(pl), data)
+    assert watch.history.steps.tolist() == [0, 3, 6]
+
+
+def test_the_clipper_does_what_torch_does(pl, tmp_path, data):
+    """Training with ClipByGlobalNorm ends in the weights of training with the Trainer's own clipping."""
+    ends = []
+    for clips_itself in (True, False):
+        torch.manual_seed(2)
+        watch = GradWatch(clipper=ClipByGlobalNorm(0.1) if clips_itself else None)
+        module = module_in(pl)
+        kwargs = {} if clips_itself else {"gradient_clip_val": 0.1}
+        trainer_in(pl, tmp_path, watch, **kwargs).fit(module, data)
+        ends.append((module.state_dict(), watch.history))
+    (ours, history), (theirs, clipped_elsewhere) = ends
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-6, atol=0) for name in ours)
+    for rows in (history, clipped_elsewhere):
+        assert (np.sqrt((rows.norms**2).sum(axis=1)) > 0.1).all()
+        assert np.sqrt((rows.clipped_norms**2).sum(axis=1)) == pytest.approx(np.full(5, 0.1), rel=1e-4)
+
+
+def test_norms_after_someone_elses_clipping_are_read_as_well(pl, tmp_path, data):
+    """Where the Trainer clips by value, the norms before and after are both true."""
+    module, watch = module_in(pl), GradWatch()
+    record = oracle(module)
+    trainer = trainer_in(pl, tmp_path, watch, gradient_clip_val=0.01, gradient_clip_algorithm="value")
+    trainer.fit(module, data)
+    close(watch.history, record, "clipped_norms")
+    assert (watch.history.norms > watch.history.clipped_norms).all()
+
+
+def test_a_module_that_clips_by_itself_is_seen_after_clipping(pl, tmp_path, data):
+    """A module's own ``configure_gradient_clipping`` counts as clipping."""
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        for parameter in self.parameters():
+            parameter.grad.mul_(0.5)
+
+    watch = GradWatch()
+    module = module_in(pl, configure_gradient_clipping=configure_gradient_clipping)
+    trainer_in(pl, tmp_path, watch).fit(module, data)
+    assert watch.history.clipped_norms == pytest.approx(watch.history.norms / 2)
+
+
+@pytest.mark.parametrize("clipper", [ClipByGlobalNorm(1.0), ClipByValue(1.0)])
+def test_two_clippers_are_refused_before_training(pl, tmp_path, data, clipper):
+    """A clipper beside ``gradient_clip_val`` is refused with both ways out."""
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=clipper), gradient_clip_val=1.0)
+    with pytest.raises(ValueError, match=r"Remove `clipper`.* or remove `gradient_clip_val`"):
+        trainer.fit(module_in(pl), data)
+
+
+def test_two_gradwatches_are_refused_in_our_words(lightning, tmp_path, data):
+    """A second GradWatch in one Trainer is refused with what to do instead."""
+    trainer = trainer_in(lightning, tmp_path, GradWatch(), GradWatch())
+    with pytest.raises(ValueError, match="Two GradWatch callbacks in one Trainer"):
+        trainer.fit(module_in(lightning), data)
+
+
+def poisoned(batches: set[int]) -> Any:
+    """Return a training_step whose loss is NaN in some batches."""
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return loss * float("nan") if batch_idx in batches else loss
+
+    return training_step
+
+
+def test_skip_drops_just_the_poisoned_step(pl, tmp_path, data):
+    """With "skip" neither weights nor Adam's moments move in the poisoned step, and everything stays finite."""
+    module = module_in(pl, optimizer=lambda p: torch.optim.AdamW(p, 0.01), training_step=poisoned({2}))
+    watch = GradWatch(on_nonfinite="skip")
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=5)
+    trainer.fit(module, data)
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    assert {float(state["step"]) for state in trainer.optimizers[0].state.values()} == {4.0}
+    assert [d.symptom.value for d in watch.diagnoses] == ["non_finite"]
+    assert watch.diagnoses[0].step == 2
+    assert watch.skipped_steps == 1
+
+
+def test_too_many_skips_in_a_row_end_training(pl, tmp_path, data):
+    """More than ``max_consecutive_skips`` raise GradientFault, which says where it began."""
+    module = module_in(pl, training_step=poisoned({1, 2, 3, 4}))
+    watch = GradWatch(on_nonfinite="skip", max_consecutive_skips=2)
+    with pytest.raises(GradientFault, match=r"3 steps in a row.*since about step 1"):
+        trainer_in(pl, tmp_path, watch).fit(module, data)
+
+
+def test_raise_ends_training_with_layer_and_step(pl, tmp_path, data, caplog):
+    """With "raise" the error names step and layers, carries the diagnoses, and the closing lines are still told."""
+    watch = GradWatch(on_nonfinite="raise")
+    with caplog.at_level(logging.INFO), pytest.raises(GradientFault, match=r"step 1: .*net\.0, net\.2") as caught:
+        trainer_in(pl, tmp_path, watch).fit(module_in(pl, training_step=poisoned({1})), data)
+    assert [d.symptom.value for d in caught.value.diagnoses] == ["non_finite"]
+    assert watch.history.steps.tolist() == [0, 1]
+    assert "NON-FINITE since step 1" in caplog.text
+
+
+def test_warn_only_tells(pl, tmp_path, data, caplog):
+    """By default a NaN is told once, with its layers, and training is left alone."""
+    watch = GradWatch()
+    with caplog.at_level(logging.INFO):
+        trainer_in(pl, tmp_path, watch, max_steps=8).fit(module_in(pl, training_step=poisoned({1})), data)
+    assert caplog.text.count("NON-FINITE: gradients are NaN") == 1
+    assert watch.diagnoses[0].layers == ("net.2", "net.0")
+
+
+def test_a_deep_sigmoid_network_is_told_and_its_he_relu_twin_is_cleared(pl, tmp_path, data, caplog):
+    """The classic: vanishing is told within five steps with a way out; the twin gets its verdict and is quiet."""
+    sick, well = GradWatch(), GradWatch()
+    with caplog.at_level(logging.INFO):
+        trainer_in(pl, tmp_path, sick, max_steps=8).fit(module_in(pl, deep_net(nn.Sigmoid, 12)), data)
+    (diagnosis,) = sick.diagnoses
+    assert (diagnosis.rule, diagnosis.severity) == ("vanishing.depth", "warning")
+    assert diagnosis.step < 5
+    assert diagnosis.layers[0] == "net.0"
+    assert "ReLU instead of sigmoid" in sick.remedies[0].title
+    assert "12 x sigmoid" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        trainer_in(pl, tmp_path, well, max_steps=8).fit(module_in(pl, deep_net(nn.ReLU, 6, he=True)), data)
+    assert well.diagnoses == []
+    assert caplog.text.count("gradients reach all 7 layers") == 1
+    well.assert_healthy()
+    with pytest.raises(AssertionError, match=r"VANISHING.*net\.0"):
+        sick.assert_healthy()
+    sick.assert_healthy(symptoms=["exploding"])
+
+
+def test_assert_healthy_fails_when_nothing_was_measured():
+    """A watch that saw no gradient proves nothing."""
+    with pytest.raises(AssertionError, match="saw no gradient"):
+        GradWatch().assert_healthy()
+
+
+def test_thousand_steps_of_a_sick_run_are_a_handful_of_lines(pl, tmp_path, data, caplog):
+    """What lasts is told at its onset and in the closing lines, not at every step."""
+    with caplog.at_level(logging.INFO, logger="lightning_gradwatch"):
+        trainer_in(pl, tmp_path, GradWatch(), max_steps=1000).fit(module_in(pl, deep_net(nn.Sigmoid, 8)), data)
+    records = [record for record in caplog.records if record.name == "lightning_gradwatch"]
+    assert len(records) <= 5
+
+
+def test_stop_on_ends_training_after_the_step(lightning, tmp_path, data):
+    """A symptom in ``stop_on`` stops the run at the batch in which it begins."""
+    watch = GradWatch(stop_on=["vanishing"])
+    trainer = trainer_in(lightning, tmp_path, watch, max_steps=50)
+    trainer.fit(module_in(lightning, deep_net(nn.Sigmoid, 12)), data)
+    assert trainer.global_step == watch.diagnoses[0].step + 1
+
+
+def test_callback_metrics_carry_the_global_norm(pl, tmp_path, data):
+    """EarlyStopping and ModelCheckpoint can watch ``gradwatch/global_norm``."""
+    watch = GradWatch()
+    checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, monitor="gradwatch/global_norm", every_n_train_steps=1)
+    stopping = pl.callbacks.EarlyStopping("gradwatch/global_norm", check_on_train_epoch_end=True)
+    trainer = trainer_in(pl, tmp_path, watch, checkpoint, stopping, max_steps=4, enable_checkpointing=True)
+    trainer.fit(module_in(pl), data)
+    expected = np.sqrt((watch.history.norms[-1] ** 2).sum())
+    assert float(trainer.callback_metrics["gradwatch/global_norm"]) == pytest.approx(expected)
+    norms = np.sqrt((watch.history.norms**2).sum(axis=1))
+    assert float(checkpoint.best_model_score) == pytest.approx(norms.min())
+
+
+def logged(logger: Any) -> list[dict[str, str]]:
+    """Return the rows of a CSV logger's file."""
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_scalars_stand_on_the_axis_and_interval_of_self_log(pl, tmp_path, data):
+    """Lightning's private counter still means what we take it for: our values stand where ``self.log`` puts its own."""
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = trainer_in(pl, tmp_path, GradWatch(), max_steps=8, logger=logger, log_every_n_steps=3)
+    trainer.fit(module_in(pl, training_step=training_step), data)
+    rows = logged(logger)
+    ours = [int(row["step"]) for row in rows if row.get("gradwatch/global_norm")]
+    theirs = [int(row["step"]) for row in rows if row.get("loss")]
+    assert ours == theirs == [2, 5]
+
+
+def test_a_short_run_has_its_picture_whatever_the_interval(lightning, tmp_path, data):
+    """Forty steps at Lightning's interval of fifty leave a heatmap and a card in TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = lightning.loggers.TensorBoardLogger(tmp_path)
+    trainer_in(lightning, tmp_path, GradWatch(), max_steps=40, logger=logger).fit(module_in(lightning), data)
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    assert events.Tags()["images"] == ["gradwatch/heatmap"]
+    assert events.Tags()["tensors"] == ["gradwatch/diagnoses/text_summary"]
+
+
+def test_without_a_logger_picture_and_diagnoses_are_files(pl, tmp_path, data):
+    """No logger at all is fine: the picture and the JSON lines stand in the Trainer's directory."""
+    trainer_in(pl, tmp_path, GradWatch()).fit(module_in(pl, deep_net(nn.Sigmoid, 12)), data)
+    assert (tmp_path / "gradwatch" / "heatmap.png").stat().st_size > 1000
+    assert (tmp_path / "gradwatch" / "diagnoses.jsonl").read_text().count('"onset"') == 1
+
+
+@pytest.mark.parametrize("kwargs", [{"fast_dev_run": 3}, {"barebones": True}])
+def test_runs_without_logging_are_watched_all_the_same(pl, tmp_path, data, kwargs, caplog):
+    """``fast_dev_run`` and ``barebones`` are measured and told; the former writes no file."""
+    watch = GradWatch()
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[watch], max_steps=3, **kwargs)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(module_in(pl), data)
+    assert len(watch.history) == 3
+    assert "no fault in 3 readings" in caplog.text
+    assert ("fast_dev_run" in kwargs) != (tmp_path / "gradwatch").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_training_step_without_a_loss_is_no_fault(pl, tmp_path, data):
+    """A batch whose training_step returns None has no gradient: absent, not dead, and no crash."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 2 else nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=4).fit(module_in(pl, training_step=training_step), data)
+    assert watch.diagnoses == []
+    assert watch.disabled_reason is None
+    assert watch.history.present.any(axis=1).tolist() == [True, False] * 16
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers` returned `None`", "ignore:`training_step` returned `None`")
+def test_a_model_without_trainable_parameters_is_no_crash(pl, tmp_path, data, caplog):
+    """Nothing to watch is said, not raised."""
+    net = healthy_net().requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+    module = module_in(pl, net, training_step=training_step, configure_optimizers=lambda _: None)
+    with caplog.at_level(logging.INFO):
+        trainer_in(pl, tmp_path, GradWatch()).fit(module, data)
+    assert "watching 0 layers, 0 parameters (2 layers frozen)" in caplog.text
+    assert "no gradient was ever seen" in caplog.text
+
+
+def test_an_exception_in_training_loses_nothing(pl, tmp_path, data, caplog, sink):
+    """Pending readings are settled, sinks closed, hooks removed and the closing lines told when training fails."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 3:
+            raise RuntimeError("the person's own")
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    watch = GradWatch(sinks=[sink])
+    trainer = trainer_in(pl, tmp_path, watch)
+    with caplog.at_level(logging.INFO), pytest.raises(RuntimeError, match="the person's own"):
+        trainer.fit(module_in(pl, training_step=training_step), data)
+    assert watch.history.steps.tolist() == [0, 1, 2]
+    assert len(sink.reports) == 3
+    assert sink.closed == 1
+    assert trainer.optimizers[0]._optimizer_step_post_hooks == {}
+    assert caplog.text.count("no fault in 3 readings") == 1
+
+
+def test_an_error_of_our_own_never_ends_training(pl, tmp_path, data, caplog, monkeypatch):
+    """A failure inside GradWatch is told once, logged as inactive and repeated at the end; training goes on."""
+    watch = GradWatch()
+    read = watch.core.before_step.__wrapped__
+
+    def fail_at_two(self, number, optimizer, step, **kwargs):
+        if step == 2:
+            raise ZeroDivisionError("ours")
+        return read(self, number, optimizer, step, **kwargs)
+
+    from lightning_gradwatch import watching
+
+    monkeypatch.setattr(watching.Watch, "before_step", watching.harmless(fail_at_two))
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=6, logger=logger, log_every_n_steps=1)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(module_in(pl), data)
+    assert trainer.global_step == 6
+    assert watch.disabled_reason == "ZeroDivisionError: ours"
+    assert caplog.text.count("training goes on unwatched") == 1
+    assert "SWITCHED OFF" in caplog.text
+    assert [row["gradwatch/active"] for row in logged(logger) if row["gradwatch/active"]] == ["1.0", "1.0", "0.0"]
+    with pytest.raises(AssertionError, match="switched off"):
+        watch.assert_healthy()
+
+
+def test_on_diagnosis_is_called_for_each_onset_and_may_fail(pl, tmp_path, data, caplog):
+    """The method to override gets each diagnosis; what it raises does not end training."""
+    seen = []
+
+    class Mine(GradWatch):
+        def on_diagnosis(self, trainer, pl_module, diagnosis):
+            seen.append(diagnosis.rule)
+            raise OSError("no network")
+
+    trainer = trainer_in(pl, tmp_path, Mine(), max_steps=8)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(module_in(pl, deep_net(nn.Sigmoid, 12)), data)
+    assert seen == ["vanishing.depth"]
+    assert "on_diagnosis failed: OSError: no network" in caplog.text
+    assert trainer.global_step == 8
+
+
+def test_fitting_twice_continues_the_history(pl, tmp_path, data):
+    """A second fit of the same Trainer adds to what was measured and tells its own lines."""
+    module, watch = module_in(pl), GradWatch()
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=1)
+    trainer.fit(module, data)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, data)
+    assert watch.history.steps.tolist() == list(range(16))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_checkpoint_of_one_package_is_resumed_under_the_other(lightning, tmp_path, data):
+    """History and open diagnoses come back, by Lightning's default weights-only loading."""
+    import lightning.pytorch as other_package
+    import pytorch_lightning
+
+    other = other_package if lightning is pytorch_lightning else pytorch_lightning
+    first, second = GradWatch(), GradWatch()
+    trainer = trainer_in(lightning, tmp_path, first, max_steps=4)
+    trainer.fit(module_in(lightning, deep_net(nn.Sigmoid, 12)), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    torch.load(tmp_path / "last.ckpt", weights_only=True)
+    resumed = trainer_in(other, tmp_path, second, max_steps=6)
+    resumed.fit(module_in(other, deep_net(nn.Sigmoid, 12)), data, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert second.history.steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.array_equal(second.history.norms[:4], first.history.norms)
+    assert [d.step for d in second.diagnoses] == [d.step for d in first.diagnoses]
+    assert second.disabled_reason is None
+
+
+def scaled(pl: Any, **kwargs: Any) -> Any:
+    """Return a precision plugin with a gradient scaler on the CPU."""
+    from pytorch_lightning.plugins.precision import MixedPrecision
+
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **kwargs))
+
+
+def test_overflow_steps_of_a_loss_scaler_are_no_fault(pl, tmp_path, data):
+    """The first steps of 16-mixed overflow by design: counted apart, no alarm, and the metric keeps a finite norm."""
+    watch = GradWatch()
+    plugin = scaled(pl, init_scale=2.0**120)
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=4, plugins=[plugin])
+    trainer.fit(module_in(pl), data)
+    assert not np.isfinite(watch.history.norms[0]).all()
+    assert watch.diagnoses == []
+    assert watch.overflowed_steps >= 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_norms_under_a_loss_scaler_are_those_of_the_unscaled_gradients(pl, tmp_path, data, fused):
+    """A fused optimizer unscales inside ``step``; its gradients are divided by the scale before they are told."""
+    ends = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(3)
+        module = module_in(pl, optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=fused))
+        watch = GradWatch()
+        trainer_in(pl, tmp_path, watch, plugins=[scaled(pl, init_scale=scale)], max_steps=3).fit(module, data)
+        ends.append(watch.history)
+    assert ends[1].norms == pytest.approx(ends[0].norms, rel=0.05)
+    assert ends[1].losses == pytest.approx(ends[0].losses, rel=0.05)
+
+
+def test_acting_on_a_fused_optimizer_under_a_scaler_is_refused(pl, tmp_path, data):
+    """Clip and skip cannot work where ``step`` unscales: said before training."""
+    module = module_in(pl, optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=True))
+    trainer = trainer_in(pl, tmp_path, GradWatch(on_nonfinite="skip"), plugins=[scaled(pl)])
+    with pytest.raises(ValueError, match="fused=True under precision='16-mixed'"):
+        trainer.fit(module, data)
