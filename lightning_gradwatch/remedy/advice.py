@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ _TOLERANCE = 1.2
 # The usual bound for language models (torchtitan, OLMo); the log tells what norms a run has.
 _USUAL_MAX_NORM = 1.0
 _USUAL_UPDATE = 1e-3
+_CODE_WIDTH = 90
 _SKIP = 'GradWatch(on_nonfinite="skip")'
 
 
@@ -219,13 +221,22 @@ def _code(schemes: Mapping[str, Scheme]) -> str:
         # get_submodule("") is the model itself.
         names = ["" if name == ROOT else name for name, chosen in schemes.items() if chosen is scheme]
         lines += [
-            f"for name in {names!r}:",
+            *_loop_over(names),
             "    layer = model.get_submodule(name)",
             "    " + scheme.call.format(weight="layer.weight"),
             '    if getattr(layer, "bias", None) is not None:',
             "        nn.init.zeros_(layer.bias)",
         ]
     return "\n".join(lines)
+
+
+def _loop_over(names: Sequence[str]) -> list[str]:
+    """Write the head of a loop, broken where a card in TensorBoard would have to be scrolled."""
+    head = f"for name in {list(names)!r}:"
+    if len(head) <= _CODE_WIDTH:
+        return [head]
+    rows = textwrap.wrap(", ".join(map(repr, names)), _CODE_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return ["for name in [", *(f"    {row}" for row in rows), "]:"]
 
 
 @dataclass(frozen=True)

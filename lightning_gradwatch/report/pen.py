@@ -14,7 +14,7 @@ WIDTH = 960  # of the picture
 MARGIN = 14  # around it
 
 # Sizes survive a thumbnail of 340 pixels where the text has to (title and legend words), in pixels.
-TITLE_SIZE, WORD_SIZE, TEXT_SIZE, LABEL_SIZE = 22, 20, 15, 12
+TITLE_SIZE, WORD_SIZE, TEXT_SIZE, LABEL_SIZE = 28, 26, 15, 12
 
 INK: Color = (34, 34, 34)
 FAINT: Color = (110, 110, 110)  # side notes; still 5:1 on white
