@@ -11,13 +11,14 @@ from torch import Tensor, tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
+from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.remedy.clipping import Clipper
 from lightning_gradwatch.remedy.remedy import Remedy
-from lightning_gradwatch.report.loggers import picture_place, sinks_for
+from lightning_gradwatch.report.loggers import is_a, picture_place, sinks_for
 from lightning_gradwatch.report.sink import Sink
 from lightning_gradwatch.settings import OnNonFinite, Settings
-from lightning_gradwatch.watching import Watch, harmless
+from lightning_gradwatch.watching import Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -41,8 +42,8 @@ else:
 _CHECKPOINT_KEY = "lightning_gradwatch"
 # Their gradients are shards in a form that only the engine can put together.
 _UNSUPPORTED_STRATEGIES = {
-    "DeepSpeedStrategy": "DeepSpeed keeps the gradients in its engine",
-    "FSDPStrategy": "FSDP1 keeps flat shards of the gradients; ModelParallelStrategy (FSDP2) is supported",
+    "DeepSpeedStrategy": "DeepSpeed keeps the gradients in its engine, which can clip and log their global norm",
+    "FSDPStrategy": "FSDP1 keeps flat shards of the gradients; use ModelParallelStrategy (FSDP2) to watch them",
 }
 
 
@@ -195,11 +196,11 @@ class GradWatch(Callback):
                 "to keep the Trainer's clipping (GradWatch shows the norms before and after), or remove "
                 "`gradient_clip_val` to keep the clipper."
             )
-        strategy = type(trainer.strategy).__name__
-        if strategy in _UNSUPPORTED_STRATEGIES and self.settings.acts:
+        unsupported = _unsupported(trainer)
+        if unsupported and self.settings.acts:
             raise ValueError(
-                f"`clipper` and `on_nonfinite={self.settings.on_nonfinite!r}` cannot work with {strategy}: "
-                f"{_UNSUPPORTED_STRATEGIES[strategy]}. Use the strategy's own clipping."
+                f"`clipper` and `on_nonfinite={self.settings.on_nonfinite!r}` cannot work here: {unsupported}. Use the "
+                "strategy's own clipping."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,6 +209,11 @@ class GradWatch(Callback):
         if trainer.global_step == 0:
             # A new run; one that goes on, or is resumed from a checkpoint, keeps what is known.
             self.core = Watch(self.settings)
+        unsupported = _unsupported(trainer)
+        if unsupported:
+            if trainer.is_global_zero:
+                self.core.refuse(unsupported)
+            return
         self._fitting = True
         self._begin(trainer, pl_module)
 
@@ -225,9 +231,6 @@ class GradWatch(Callback):
             clips_elsewhere=_clips(trainer, pl_module),
         )
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
-        strategy = type(trainer.strategy).__name__
-        if strategy in _UNSUPPORTED_STRATEGIES:
-            self.core.disable(f"{strategy} is not supported: {_UNSUPPORTED_STRATEGIES[strategy]}")
 
     @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -240,51 +243,54 @@ class GradWatch(Callback):
         """Hand over the loss before backward."""
         self.core.before_backward(loss)
 
-    @harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Hand over the gradients: unscaled, accumulated, averaged over processes, not yet clipped."""
-        scaler = _scaler(trainer)
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self.core.before_step(
-            self._numbers.setdefault(id(optimizer), len(self._numbers)),
-            optimizer,
-            trainer.global_step,
-            gradient_scale=scale if _unscales_itself(optimizer) else 1.0,
-            # Lightning divides the loss by the number of batches that it accumulates; their sum is the mean again.
-            loss_scale=scale,
-            scaled=scaler is not None,
-        )
+        if self._fitting:
+            self.core.before_step(
+                self._numbers.setdefault(id(optimizer), len(self._numbers)),
+                optimizer,
+                trainer.global_step,
+                scaler=_scaler(trainer),
+                unscales=_unscales_itself(optimizer),
+            )
 
     @harmless
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.core.after_step(self._numbers.get(id(optimizer), -1))
 
-    @harmless
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the core judge, and stop where that is asked."""
         onsets = self.core.end_batch() or ()
-        for number, norm in self.core.global_norms.items():
-            suffix = f"/optimizer_{number}" if len(trainer.optimizers) > 1 else ""
-            trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm)
-        if trainer.is_global_zero:
-            self.core.each_diagnosis(onsets, lambda d: self.on_diagnosis(trainer, pl_module, d))
+        self._publish(trainer)
+        self._deliver(trainer, pl_module, onsets)
         if self.settings.stop_on:
+            # Outside of everything that may be switched off: all processes have to come here.
             stop = self.core.stops(onsets)
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
 
+    @harmless
+    def _publish(self, trainer: Trainer) -> None:
+        for number, norm in self.core.global_norms.items():
+            suffix = f"/optimizer_{number}" if len(trainer.optimizers) > 1 else ""
+            trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm)
+
+    def _deliver(self, trainer: Trainer, pl_module: LightningModule, onsets: Sequence[Diagnosis]) -> None:
+        if trainer.is_global_zero:
+            self.core.each_diagnosis(onsets, lambda diagnosis: self.on_diagnosis(trainer, pl_module, diagnosis))
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how it went."""
-        self._finish()
+        self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how it went so far: Lightning calls nothing after this."""
-        self._finish()
+        self._finish(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
-        self._finish()
+        self._finish(trainer, pl_module)
 
     @harmless
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -315,14 +321,14 @@ class GradWatch(Callback):
         )
         return [*ours, *settings.sinks]
 
-    def _finish(self) -> None:
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._fitting:
             return
         self._fitting = False
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self.core.finish()
+        self._deliver(trainer, pl_module, self.core.finish())
 
     def _refuse_scaled_actions(self, trainer: Trainer) -> None:
         if _scaler(trainer) is None or not self.settings.acts or not any(map(_unscales_itself, trainer.optimizers)):
@@ -332,6 +338,11 @@ class GradWatch(Callback):
             "unscales the gradients inside step(), after every hook. Use fused=False, or precision='bf16-mixed', or "
             "remove `clipper` and `on_nonfinite`."
         )
+
+
+def _unsupported(trainer: Trainer) -> str:
+    """Say why gradients cannot be read under the Trainer's strategy, empty where they can."""
+    return next((why for name, why in _UNSUPPORTED_STRATEGIES.items() if is_a(trainer.strategy, name)), "")
 
 
 def _log_directory(trainer: Trainer) -> Path | None:
@@ -347,7 +358,7 @@ def _logging(trainer: Trainer) -> tuple[int, bool]:
     The one place that reads a private attribute: Lightning counts batches that stepped, and has no public name for
     the number. ``global_step`` counts every optimizer's step.
     """
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
     # Set by the Trainer's constructor; 0 where nothing is to be logged.
     interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return step, interval > 0 and (step + 1) % interval == 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,13 +29,13 @@ class Judge:
 
     Args:
         settings: What the person has set.
-        logger: Where a rule that fails is named.
+        warn: Takes the sentence that names a rule that fails.
     """
 
-    def __init__(self, settings: Settings, logger: logging.Logger) -> None:
+    def __init__(self, settings: Settings, warn: Callable[[str], None]) -> None:
         self.tracker = OnsetTracker(settings.patience, settings.warmup_steps)
         self._settings = settings
-        self._logger = logger
+        self._warn = warn
         self._rules = list(settings.all_rules)
         self._seen: dict[int, IntArray] = {}
         self._cleared: set[int] = set()
@@ -110,9 +109,7 @@ class Judge:
             except Exception as error:
                 self._rules.remove(rule)
                 name = getattr(rule, "__name__", type(rule).__name__)
-                self._logger.warning(
-                    "GradWatch  rule %s failed and is switched off: %s: %s", name, type(error).__name__, error
-                )
+                self._warn(f"rule {name} failed and is switched off: {type(error).__name__}: {error}")
         return findings
 
     def _placed(self, finding: Diagnosis, observations: Observations) -> Diagnosis:
@@ -125,17 +122,23 @@ class Judge:
         roots = np.sqrt([max(about.num_parameters, 1) for about in reader.descriptions])
         names = (about.name for about in reader.descriptions)
         before = dict(zip(names, (snapshot.weight_norms / roots).tolist(), strict=True))
-        advice = advise(
-            diagnosis,
-            reader.model,
-            reader.layers,
-            reader.descriptions,
-            weights_before=before,
-            clips=self._settings.clipper is not None,
-            skips=self._settings.on_nonfinite != "warn",
-        )
+        try:
+            advice = advise(
+                diagnosis,
+                reader.model,
+                reader.layers,
+                reader.descriptions,
+                weights_before=before,
+                clips=self._settings.clipper is not None,
+                skips=self._settings.on_nonfinite != "warn",
+            )
+        except Exception as error:
+            # A diagnosis without a way out is better than none.
+            self._warn(f"found no advice: {type(error).__name__}: {error}")
+            return diagnosis
         cause = "; ".join(part for part in (diagnosis.cause, advice.weights) if part)
-        advised = replace(diagnosis, cause=cause, remedies=advice.remedies)
+        evidence = {**diagnosis.evidence, "weights": advice.standings}
+        advised = replace(diagnosis, cause=cause, evidence=evidence, remedies=advice.remedies)
         self.tracker.exchange(diagnosis, advised)
         return advised
 

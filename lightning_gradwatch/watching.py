@@ -7,12 +7,11 @@ the loss, ``before_step`` when an optimizer is about to use its gradients and ``
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,19 +21,34 @@ from torch.optim import Optimizer
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.detect.onset import Changes
 from lightning_gradwatch.fault import GradientFault
+from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.norms import GradientNorms
 from lightning_gradwatch.measure.reading import Reader, describe_optimizer
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, OptimizerDescription, widened
+from lightning_gradwatch.poisoned import PoisonedSteps
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.log import closing_text, healthy_text, onset_text, start_text, training_logger
 from lightning_gradwatch.report.report import Report
 from lightning_gradwatch.report.sink import Sink, SinkRow
 from lightning_gradwatch.settings import Settings
 
-P = ParamSpec("P")
-R = TypeVar("R")
+# A loss scale starts at 2^16 and halves at each overflow: after 16 of them in a row the scale is 1 and not the cause;
+# the rest is for a scaler that was told to start higher.
+_MAX_OVERFLOWS = 24
+
+
+# Raised when what a checkpoint remembers changes its form.
+_STATE_VERSION = 1
+
+
+class LossScaler(Protocol):
+    """What multiplies the loss so that half precision holds its gradients: ``torch.amp.GradScaler``."""
+
+    def get_scale(self) -> float:
+        """Return the factor."""
+        ...
 
 
 @dataclass
@@ -45,41 +59,9 @@ class _Pending:
     optimizer: OptimizerDescription
     gradient_scale: float
     scaled: bool
+    wanted: bool
     measured: GradientNorms | None
     stepped: bool = False
-
-
-class _Watching(Protocol):
-    """What ``harmless`` guards: the core itself, or whoever drives it."""
-
-    @property
-    def core(self) -> Watch: ...
-
-
-S = TypeVar("S", bound=_Watching)
-
-
-def harmless(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
-    """Keep an error inside GradWatch from ending training: it is told once and GradWatch switches itself off.
-
-    What is raised on purpose (``GradientFault``) goes through. The time spent is added up for the closing line.
-    """
-
-    @functools.wraps(method)
-    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        core = self.core
-        if core.disabled_reason is not None:
-            return None
-        with core.timed():
-            try:
-                return method(self, *args, **kwargs)
-            except GradientFault:
-                raise
-            except Exception as error:
-                core.disable(f"{type(error).__name__}: {error}", error)
-                return None
-
-    return guarded
 
 
 class Watch:
@@ -95,10 +77,10 @@ class Watch:
         self.disabled_reason: str | None = None
         self.seconds = 0.0
         self._timing = False
-        self.skipped_steps = 0
         self.overflowed_steps = 0
         self._logger = training_logger()
-        self._judge = Judge(settings, self._logger)
+        self._judge = Judge(settings, self._warn)
+        self._poisoned = PoisonedSteps(settings.on_nonfinite, settings.max_consecutive_skips)
         self._sinks = SinkRow((), self._logger)
         self._reader: Reader | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -115,7 +97,9 @@ class Watch:
         self._counts: dict[int, int] = {}
         self._counted: dict[int, int] = {}
         self._norms: dict[int, float] = {}
-        self._consecutive_skips = 0
+        self._overflows_in_a_row: dict[int, int] = {}
+        self._acted = False
+        self._helpless = False
         # Readings with a gradient in them; thinning takes rows from the history, not from this number.
         self._num_readings = 0
         self._onsets: list[Diagnosis] = []
@@ -173,7 +157,7 @@ class Watch:
         if not self.history.layers:
             self.history = GradientHistory(names)
         if self._saved is not None:
-            self._restore(self._saved, names)
+            self._restore_or_start_afresh(self._saved, names)
             self._saved = None
         self._say(start_text(self._reader.descriptions, picture))
 
@@ -191,15 +175,8 @@ class Watch:
             value = loss.detach().reshape(())
             self._loss = value if self._loss is None else self._loss + value
 
-    @harmless
     def before_step(
-        self,
-        number: int,
-        optimizer: Optimizer,
-        step: int,
-        gradient_scale: float = 1.0,
-        loss_scale: float = 1.0,
-        scaled: bool = False,
+        self, number: int, optimizer: Optimizer, step: int, scaler: LossScaler | None = None, unscales: bool = False
     ) -> None:
         """Read the gradients that an optimizer is about to use, clip them, and drop the step where that is asked.
 
@@ -207,30 +184,72 @@ class Watch:
             number: Number of the optimizer.
             optimizer: The optimizer.
             step: ``global_step`` before the step.
-            gradient_scale: What a loss scaler has multiplied the gradients by.
-            loss_scale: What it has multiplied the loss by.
-            scaled: Whether a loss scaler watches for overflow and drops such steps itself.
+            scaler: What scales the loss and drops steps that overflow, None where nothing does.
+            unscales: Whether the optimizer unscales its gradients itself, inside ``step``.
 
         Raises:
             GradientFault: If ``on_nonfinite`` says so.
         """
         loss, self._loss = self._loss, None
+        self._acted = False
+        self._read_step(number, optimizer, step, loss, scaler, unscales)
+        if self.settings.acts and not self._acted:
+            self._act_unwatched(number, optimizer, step)
+
+    @harmless
+    def _read_step(
+        self,
+        number: int,
+        optimizer: Optimizer,
+        step: int,
+        loss: Tensor | None,
+        scaler: LossScaler | None,
+        unscales: bool,
+    ) -> None:
         if self._counted.get(number) != step:
             # Not again for each evaluation of a closure: LBFGS comes here several times in one step.
-            self._counted[number] = step
-            self._counts[number] = self._counts.get(number, 0) + 1
             if number in self._pending:
                 self._settle(number)
-        if self._reader is None or not (self._wanted(number) or self.settings.acts):
+            self._counted[number] = step
+            self._counts[number] = self._counts.get(number, 0) + 1
+        wanted = (self._counts[number] - 1) % self.settings.every_n_steps == 0
+        if self._reader is None or not (wanted or self.settings.acts):
             return
-        clip = self.settings.clipper.clip_ if self.settings.clipper is not None else None
-        snapshot, measured = self._reader.read(number, optimizer, step, clip, loss, gradient_scale, loss_scale)
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        gradient_scale = scale if unscales else 1.0
+        snapshot, measured = self._reader.read(number, optimizer, step, self._clip, loss, gradient_scale, scale)
+        self._acted = True
+        # A poisoned step on which something is done has to be told, whatever `every_n_steps` says.
+        wanted = wanted or not snapshot.finite
         again = measured if self._clips_elsewhere else None
-        self._pending[number] = _Pending(snapshot, describe_optimizer(optimizer), gradient_scale, scaled, again)
-        if snapshot.finite or scaled:
-            self._consecutive_skips = 0
-        else:
-            self._act_on_nonfinite(number, optimizer)
+        about = describe_optimizer(optimizer)
+        self._pending[number] = _Pending(snapshot, about, gradient_scale, scaler is not None, wanted, again)
+        if snapshot.finite or scaler is not None:
+            self._poisoned.clean()
+        elif self._poisoned.handle_(optimizer):
+            reason = self._poisoned.reason(snapshot, [layer.name for layer in self._reader.layers])
+            self._settle(number)
+            faults = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.recovered_at is None]
+            raise GradientFault(reason, faults)
+
+    def _act_unwatched(self, number: int, optimizer: Optimizer, step: int) -> None:
+        """Go on clipping and dropping after GradWatch had to switch itself off: that was asked for by name."""
+        if self._reader is None or self._helpless:
+            return
+        try:
+            snapshot, _ = self._reader.read(number, optimizer, step, self._clip)
+        except Exception as error:
+            self._helpless = True
+            self._warn(f"cannot clip or drop steps any more, training goes on without: {type(error).__name__}: {error}")
+            return
+        if snapshot.finite:
+            self._poisoned.clean()
+        elif self._poisoned.handle_(optimizer):
+            raise GradientFault(self._poisoned.reason(snapshot, [layer.name for layer in self._reader.layers]), ())
+
+    @property
+    def _clip(self) -> Callable[[GradientNorms], Tensor] | None:
+        return None if self.settings.clipper is None else self.settings.clipper.clip_
 
     @harmless
     def after_step(self, number: int) -> None:
@@ -258,32 +277,56 @@ class Watch:
         onsets, self._onsets = tuple(self._onsets), []
         return onsets
 
-    def finish(self) -> None:
-        """Settle what is pending, close the sinks and say how it went; also after an error, ours or another's."""
-        self.end_batch()
+    def finish(self) -> tuple[Diagnosis, ...]:
+        """Settle what is pending, close the sinks and say how it went; also after an error, ours or another's.
+
+        Returns:
+            The faults that were told and that no ``end_batch`` has returned.
+        """
+        onsets = self.end_batch() or ()
         with self.timed():
             self._sinks.close()
         self._sinks = SinkRow((), self._logger)
         share = self.seconds / max(time.perf_counter() - self._began, 1e-9)
         self._say(
-            closing_text(self._num_readings, self.diagnoses, self._picture, self.seconds, share, self.disabled_reason)
+            closing_text(
+                self._num_readings,
+                self.overflowed_steps,
+                self.diagnoses,
+                self._picture,
+                f"{self.seconds:.1f} s, {share:.1%} of the run",
+                self.disabled_reason,
+            )
         )
         self._reader = None
+        return onsets
 
     def disable(self, reason: str, error: BaseException | None = None) -> None:
         """Switch off after a failure of our own: said once here, and again in the closing lines."""
         self.disabled_reason = reason
-        if self._tells:
-            self._logger.warning(
-                "GradWatch  failed and is switched off, training goes on unwatched: %s. Please report it", reason
-            )
-            self._logger.debug("GradWatch  where it failed", exc_info=error)
+        still = "; `clipper` and `on_nonfinite` go on" if self.settings.acts and self._reader is not None else ""
+        self._warn(f"failed and is switched off, training goes on unwatched{still}: {reason}")
+        self._logger.debug("GradWatch  where it failed", exc_info=error)
         self._sinks.deactivate(self._log_step)
+
+    def refuse(self, reason: str) -> None:
+        """Say that this run cannot be watched, and leave it alone."""
+        self.disabled_reason = reason
+        self._warn(f"does not watch this run: {reason}")
+
+    def _warn(self, text: str) -> None:
+        if self._tells:
+            self._logger.warning("GradWatch  %s", text)
 
     @property
     def global_norms(self) -> dict[int, float]:
-        """The newest finite global norm of each optimizer, of those whose step is not yet settled."""
+        """The newest global norm of each optimizer; the last finite one where a loss scaler drops the step."""
         return dict(self._norms)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many poisoned steps were dropped."""
+        return self._poisoned.num_skipped
 
     @property
     def remedies(self) -> list[Remedy]:
@@ -297,7 +340,7 @@ class Watch:
             try:
                 call(diagnosis)
             except Exception as error:
-                self._logger.warning("GradWatch  on_diagnosis failed: %s: %s", type(error).__name__, error)
+                self._warn(f"on_diagnosis failed: {type(error).__name__}: {error}")
 
     def assert_healthy(self, symptoms: Sequence[str] | None = None, after_step: int = 0) -> None:
         """Raise AssertionError where a warning was given, or nothing was measured; see ``GradWatch``."""
@@ -317,55 +360,22 @@ class Watch:
         wanted = set(self.settings.stop_on)
         return any(d.symptom.value in wanted and d.severity == "warning" for d in onsets)
 
-    def _wanted(self, number: int) -> bool:
-        return (self._counts[number] - 1) % self.settings.every_n_steps == 0
-
-    def _act_on_nonfinite(self, number: int, optimizer: Optimizer) -> None:
-        if self.settings.on_nonfinite == "warn":
-            return
-        if self.settings.on_nonfinite == "skip":
-            # None, not zero: with zeros momentum and weight decay would still move the weights.
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
-            self.skipped_steps += 1
-            self._consecutive_skips += 1
-            if self._consecutive_skips <= self.settings.max_consecutive_skips:
-                return
-        snapshot = self._pending[number].snapshot
-        self._settle(number)
-        faults = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.recovered_at is None]
-        raise GradientFault(self._fault_text(snapshot), faults)
-
-    def _fault_text(self, snapshot: GradientSnapshot) -> str:
-        sick = np.flatnonzero(snapshot.present & ~np.isfinite(snapshot.norms))
-        names = ", ".join(self.history.layers[column] for column in sick[:3])
-        more = f" and {len(sick) - 3} more" if len(sick) > 3 else ""
-        if self.settings.on_nonfinite == "raise":
-            return f'step {snapshot.step}: gradients are not finite in {names}{more} (on_nonfinite="raise")'
-        first = snapshot.step - self._consecutive_skips + 1
-        return (
-            f"{self._consecutive_skips} steps in a row had gradients that are not finite, since about step {first}, "
-            f"now in {names}{more}; more than `max_consecutive_skips`={self.settings.max_consecutive_skips}"
-        )
-
     def _settle(self, number: int) -> None:
         """Judge one pending step and tell of it."""
         pending = self._pending.pop(number)
         reader = self._reader
         assert reader is not None, "a step is pending only while watching"
         snapshot = widened(pending.snapshot, len(reader.layers))
-        if np.isfinite(snapshot.global_norm):
+        overflow = self._overflows(number, pending)
+        if snapshot.present.any() and not overflow:
             self._norms[number] = snapshot.global_norm
-        if not self._wanted(number):
+        if not pending.wanted:
             return
         if len(reader.layers) > len(self.history.layers):
             self.history.add_layers([layer.name for layer in reader.layers[len(self.history.layers) :]])
         self.history.order = reader.order
         self.history.append(snapshot)
-        self._num_readings += bool(snapshot.present.any())
-        overflow = pending.scaled and not pending.stepped
-        self.overflowed_steps += overflow
+        self._num_readings += bool(snapshot.present.any()) and not overflow
         changes = Changes() if overflow else self._judge.judge(snapshot, self.history, reader, pending.optimizer)
         self._onsets += changes.onsets
         report = self._report(snapshot, changes)
@@ -375,7 +385,16 @@ class Watch:
             (False, None) if overflow else self._judge.healthy(snapshot, self.history, reader, pending.optimizer)
         )
         if healthy:
-            self._say(healthy_text(report, factor))
+            self._say(healthy_text(report, [about.name for about in reader.descriptions if about.trainable], factor))
+
+    def _overflows(self, number: int, pending: _Pending) -> bool:
+        """Tell whether a loss scaler dropped the step and may yet find its scale."""
+        if not pending.scaled or pending.stepped:
+            self._overflows_in_a_row[number] = 0
+            return False
+        self.overflowed_steps += 1
+        self._overflows_in_a_row[number] = self._overflows_in_a_row.get(number, 0) + 1
+        return self._overflows_in_a_row[number] <= _MAX_OVERFLOWS
 
     def _report(self, snapshot: GradientSnapshot, changes: Changes) -> Report:
         return Report(
@@ -384,6 +403,7 @@ class Watch:
             onsets=changes.onsets,
             recoveries=changes.recoveries,
             diagnoses=tuple(self.diagnoses),
+            num_readings=self._num_readings,
             optimizer_label=f"optimizer_{snapshot.optimizer}" if self._several else "",
             log_step=self._log_step,
             due=self._due > self._logged.get(snapshot.optimizer, 0),
@@ -403,11 +423,13 @@ class Watch:
         }
         clipper = getattr(self.settings.clipper, "state_dict", None)
         return {
+            "version": _STATE_VERSION,
             "history": history,
             "judge": self._judge.state_dict(),
             "counts": [[number, count] for number, count in self._counts.items()],
             "num_readings": self._num_readings,
             "skipped_steps": self.skipped_steps,
+            "overflowed_steps": self.overflowed_steps,
             "clipper": clipper() if clipper else None,
         }
 
@@ -415,12 +437,22 @@ class Watch:
         """Keep what ``state_dict`` returned until the layers are known."""
         self._saved = state
 
-    @harmless
+    def _restore_or_start_afresh(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
+        try:
+            self._restore(state, names)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            self.history = GradientHistory(names)
+            self._judge = Judge(self.settings, self._warn)
+            self._warn(f"starts afresh, what this checkpoint remembers is of another kind: {error!r}")
+
     def _restore(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
+        if state["version"] != _STATE_VERSION:
+            raise ValueError(f"version {state['version']}, expected {_STATE_VERSION}")
         self.history.load_state_dict(state["history"])
         self._judge.load_state_dict(state["judge"], state["history"]["layers"], names)
         self._counts = dict(state["counts"])
-        self._num_readings, self.skipped_steps = state["num_readings"], state["skipped_steps"]
+        self._num_readings, self.overflowed_steps = state["num_readings"], state["overflowed_steps"]
+        self._poisoned.num_skipped = state["skipped_steps"]
         load = getattr(self.settings.clipper, "load_state_dict", None)
         if load and state["clipper"] is not None:
             load(state["clipper"])

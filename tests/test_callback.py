@@ -260,7 +260,7 @@ def test_raise_ends_training_with_layer_and_step(pl, tmp_path, data, caplog):
         trainer_in(pl, tmp_path, watch).fit(module_in(pl, training_step=poisoned({1})), data)
     assert [d.symptom.value for d in caught.value.diagnoses] == ["non_finite"]
     assert watch.history.steps.tolist() == [0, 1]
-    assert "NON-FINITE since step 1" in caplog.text
+    assert "NON-FINITE in net.2, net.0 since step 1" in caplog.text
 
 
 def test_warn_only_tells(pl, tmp_path, data, caplog):
@@ -431,19 +431,23 @@ def test_an_exception_in_training_loses_nothing(pl, tmp_path, data, caplog, sink
     assert caplog.text.count("no fault in 3 readings") == 1
 
 
+def fails_at(step: int, read: Any, error: Exception) -> Any:
+    """Return a reading that fails in one step."""
+
+    def read_or_fail(self, number, optimizer, now, *args, **kwargs):
+        if now == step:
+            raise error
+        return read(self, number, optimizer, now, *args, **kwargs)
+
+    return read_or_fail
+
+
 def test_an_error_of_our_own_never_ends_training(pl, tmp_path, data, caplog, monkeypatch):
     """A failure inside GradWatch is told once, logged as inactive and repeated at the end; training goes on."""
+    from lightning_gradwatch.measure.reading import Reader
+
+    monkeypatch.setattr(Reader, "read", fails_at(2, Reader.read, ZeroDivisionError("ours")))
     watch = GradWatch()
-    read = watch.core.before_step.__wrapped__
-
-    def fail_at_two(self, number, optimizer, step, **kwargs):
-        if step == 2:
-            raise ZeroDivisionError("ours")
-        return read(self, number, optimizer, step, **kwargs)
-
-    from lightning_gradwatch import watching
-
-    monkeypatch.setattr(watching.Watch, "before_step", watching.harmless(fail_at_two))
     logger = pl.loggers.CSVLogger(tmp_path)
     trainer = trainer_in(pl, tmp_path, watch, max_steps=6, logger=logger, log_every_n_steps=1)
     with caplog.at_level(logging.INFO):
@@ -455,6 +459,138 @@ def test_an_error_of_our_own_never_ends_training(pl, tmp_path, data, caplog, mon
     assert [row["gradwatch/active"] for row in logged(logger) if row["gradwatch/active"]] == ["1.0", "1.0", "0.0"]
     with pytest.raises(AssertionError, match="switched off"):
         watch.assert_healthy()
+
+
+def test_clipping_outlives_an_error_of_our_own(pl, tmp_path, data, monkeypatch, caplog):
+    """What was asked for by name goes on after GradWatch had to switch itself off."""
+    from lightning_gradwatch.judging import Judge
+
+    def fail(self, *args):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Judge, "judge", fail)
+    module = module_in(pl)
+    record, watch = oracle(module), GradWatch(clipper=ClipByGlobalNorm(0.1))
+    trainer_in(pl, tmp_path, watch, max_steps=4).fit(module, data)
+    assert watch.disabled_reason == "ZeroDivisionError: ours"
+    assert "`clipper` and `on_nonfinite` go on" in caplog.text
+    norms = [np.sqrt(sum(norm**2 for norm in step.values())) for step in record.norms]
+    assert norms == pytest.approx([0.1] * 4, rel=1e-4)
+
+
+def test_a_clipper_that_fails_is_told_and_training_goes_on(pl, tmp_path, data, caplog):
+    """A clipper of a person's own that raises is named once; nothing pretends that it still clips."""
+
+    class Broken:
+        def clip_(self, norms):
+            raise OSError("mine")
+
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=Broken()), max_steps=4)
+    trainer.fit(module_in(pl), data)
+    assert trainer.global_step == 4
+    assert caplog.text.count("cannot clip or drop steps any more, training goes on without: OSError: mine") == 1
+
+
+def test_skipping_outlives_an_error_of_our_own(pl, tmp_path, data, monkeypatch):
+    """A poisoned step is dropped, and too many of them raise, after GradWatch had to switch itself off."""
+    from lightning_gradwatch.judging import Judge
+
+    def fail(self, *args):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Judge, "judge", fail)
+    module, watch = module_in(pl, training_step=poisoned({2, 4, 5, 6})), GradWatch(on_nonfinite="skip")
+    trainer_in(pl, tmp_path, watch, max_steps=4).fit(module, data)
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    watch = GradWatch(on_nonfinite="skip", max_consecutive_skips=2)
+    with pytest.raises(GradientFault, match="3 steps in a row"):
+        trainer_in(pl, tmp_path, watch, max_steps=8).fit(module, data)
+
+
+def test_on_diagnosis_is_called_for_the_fault_that_ends_the_run(pl, tmp_path, data):
+    """The last diagnosis reaches the person's own code as well."""
+    seen = []
+
+    class Mine(GradWatch):
+        def on_diagnosis(self, trainer, pl_module, diagnosis):
+            seen.append(diagnosis.rule)
+
+    with pytest.raises(GradientFault):
+        trainer_in(pl, tmp_path, Mine(on_nonfinite="raise")).fit(module_in(pl, training_step=poisoned({1})), data)
+    assert seen == ["non_finite"]
+
+
+def test_a_poisoned_step_is_told_whatever_every_n_steps_says(pl, tmp_path, data):
+    """A step that is dropped between two readings is judged and named."""
+    watch = GradWatch(on_nonfinite="skip", every_n_steps=10)
+    trainer_in(pl, tmp_path, watch, max_steps=8).fit(module_in(pl, training_step=poisoned({3})), data)
+    assert [(d.rule, d.step) for d in watch.diagnoses] == [("non_finite", 3)]
+    with pytest.raises(GradientFault) as caught:
+        trainer_in(pl, tmp_path, GradWatch(on_nonfinite="raise", every_n_steps=10)).fit(
+            module_in(pl, training_step=poisoned({3})), data
+        )
+    assert [d.rule for d in caught.value.diagnoses] == ["non_finite"]
+
+
+def test_every_n_steps_counts_steps_and_not_batches(pl, tmp_path, data):
+    """An optimizer that steps twice in a batch is read at every n-th of its steps."""
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            self.optimizers().zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+            self.optimizers().step()
+
+    module, watch = module_in(pl, training_step=training_step), GradWatch(every_n_steps=3)
+    module.automatic_optimization = False
+    trainer_in(pl, tmp_path, watch, max_steps=10).fit(module, data)
+    assert watch.history.steps.tolist() == [0, 3, 6, 9]
+
+
+def test_the_metric_tells_nan_and_never_invents_a_zero(pl, tmp_path, data):
+    """``callback_metrics`` is NaN where the gradient is; a step without a gradient leaves it alone."""
+    trainer = trainer_in(pl, tmp_path, GradWatch(), max_steps=4)
+    trainer.fit(module_in(pl, training_step=poisoned({1, 2, 3})), data)
+    assert np.isnan(float(trainer.callback_metrics["gradwatch/global_norm"]))
+
+
+def test_a_run_that_only_overflows_is_no_healthy_run(pl, tmp_path, data):
+    """A loss scaler that never finds its scale is told as non-finite after 24 overflows in a row."""
+    watch = GradWatch()
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=32, plugins=[scaled(pl, init_scale=1024.0)])
+    trainer.fit(module_in(pl, training_step=poisoned(set(range(100)))), data)
+    assert [(d.rule, d.step) for d in watch.diagnoses] == [("non_finite", 24)]
+    with pytest.raises(AssertionError, match="NON-FINITE"):
+        watch.assert_healthy()
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_strategies_whose_gradients_cannot_be_read_are_refused_in_words(pl, tmp_path, data, name, caplog):
+    """Watching is left alone with the reason; clipping and skipping are refused before training."""
+    strategy = type(name, (pl.strategies.SingleDeviceStrategy,), {})
+    watch = GradWatch()
+    trainer = trainer_in(pl, tmp_path, watch, strategy=strategy("cpu"))
+    trainer.fit(module_in(pl), data)
+    assert trainer.global_step == 5
+    assert "does not watch this run" in caplog.text
+    assert watch.disabled_reason
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=ClipByGlobalNorm(1.0)), strategy=strategy("cpu"))
+    with pytest.raises(ValueError, match="cannot work here"):
+        trainer.fit(module_in(pl), data)
+
+
+def test_a_checkpoint_of_another_kind_starts_afresh(pl, tmp_path, data, caplog):
+    """What an older or newer version remembered is left aside in words, and the resume goes on."""
+    trainer = trainer_in(pl, tmp_path, GradWatch(), max_steps=8)
+    trainer.fit(module_in(pl), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["lightning_gradwatch"]["version"] = 0
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=10).fit(module_in(pl), data, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert "starts afresh" in caplog.text
+    assert watch.history.steps.tolist() == [8, 9]
 
 
 def test_on_diagnosis_is_called_for_each_onset_and_may_fail(pl, tmp_path, data, caplog):
@@ -520,6 +656,10 @@ def test_overflow_steps_of_a_loss_scaler_are_no_fault(pl, tmp_path, data):
     assert not np.isfinite(watch.history.norms[0]).all()
     assert watch.diagnoses == []
     assert watch.overflowed_steps >= 1
+    assert len(watch.history) == 4
+    assert "gradwatch/global_norm" not in trainer.callback_metrics or np.isfinite(
+        float(trainer.callback_metrics["gradwatch/global_norm"])
+    )
 
 
 @pytest.mark.parametrize("fused", [False, True])

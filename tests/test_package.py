@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -32,6 +33,14 @@ def test_every_public_name_is_there_and_documented():
         assert name in dir(lightning_gradwatch)
     with pytest.raises(AttributeError, match="GradWatsch"):
         lightning_gradwatch.GradWatsch  # noqa: B018
+
+
+def test_type_checkers_and_python_see_the_same_names():
+    """The table of lazy names and the imports for type checkers agree, name by name and home by home."""
+    tree = ast.parse(Path(lightning_gradwatch.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
+    typed = {alias.name: node.module for node in imports for alias in node.names if "gradwatch" in node.module}
+    assert typed == {name: f"lightning_gradwatch.{home}" for name, home in lightning_gradwatch._HOMES.items()}
 
 
 def test_a_type_checker_sees_the_names_and_rejects_a_misspelt_one(tmp_path):

@@ -15,6 +15,7 @@ from lightning_gradwatch.detect.progress import (
     loss_has_fallen,
     relative_updates,
 )
+from lightning_gradwatch.measure.history import WINDOW
 from lightning_gradwatch.measure.snapshot import FloatArray, IntArray
 
 # Fewer layers have no depth; AUTOTRAINER's shallowest vanishing network has more.
@@ -144,8 +145,11 @@ class DepthRule:
         """Refuse bounds that contradict each other."""
         if not 0 < self.suspect <= self.notice:
             raise ValueError(f"`suspect` must be positive and at most `notice`. Got {self.suspect} and {self.notice}")
-        if self.horizon < 30:
-            raise ValueError(f"`horizon` must be at least 30, or no loss can be judged. Got {self.horizon!r}")
+        if not 30 <= self.horizon <= WINDOW:
+            raise ValueError(
+                f"`horizon` must be between 30, or no loss can be judged, and {WINDOW}, the readings that are kept. "
+                f"Got {self.horizon!r}"
+            )
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield at most one diagnosis, the layers with the least (or most) gradient first."""
@@ -274,7 +278,7 @@ def _measured(observations: Observations, profile: DepthProfile, update: float |
     )
     if update is not None:
         text += f"; a step moves the slowest layer by {update:.1g} of its weights"
-    return text + " (bias gradients; parameter gradients only)"
+    return text + " (parameter gradients only: those of the biases)"
 
 
 def activations_in_words(observations: Observations, layers: Sequence[int] | IntArray) -> str:

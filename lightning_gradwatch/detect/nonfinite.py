@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
 from lightning_gradwatch.detect.progress import relative_updates
+from lightning_gradwatch.measure.snapshot import FloatArray
 
 # A step that moves a layer by more than its own weights leaves nothing of them (ours: healthy runs stay below 1.5,
 # and seldom above 0.5).
@@ -41,7 +42,7 @@ class NonFiniteRule:
             return
         backward = observations.order[::-1]
         indices = backward[sick[backward]]
-        loss = float(observations.loss[-1])
+        loss = float(readings.losses[-1])
         values = norms[indices]
         exploded = _overwritten(observations)
         yield Diagnosis(
@@ -51,10 +52,7 @@ class NonFiniteRule:
             layers=observations.names(indices),
             step=observations.step,
             message="gradients are NaN" if np.isnan(values).any() else "gradients are infinite",
-            measured=(
-                f"{int(np.isnan(values).sum())} layers NaN, {int(np.isinf(values).sum())} infinite, "
-                f"{int(readings.present[-1].sum() - sick.sum())} finite; loss {loss:.4g}"
-            ),
+            measured=_counts(values, int(readings.present[-1].sum())) + f"; loss {loss:.4g}",
             cause=exploded
             or _cause(loss, observations.layers[indices[0]].name, bool(sick[readings.present[-1]].all())),
             evidence={
@@ -64,6 +62,13 @@ class NonFiniteRule:
                 "exploded_before": bool(exploded),
             },
         )
+
+
+def _counts(values: FloatArray, num_present: int) -> str:
+    counts = {"NaN": np.isnan(values).sum(), "infinite": np.isinf(values).sum(), "finite": num_present - len(values)}
+    return f"of {num_present} layer{'s' if num_present > 1 else ''} " + ", ".join(
+        f"{int(count)} {word}" for word, count in counts.items() if count
+    )
 
 
 def _overwritten(observations: Observations) -> str:
@@ -85,5 +90,5 @@ def _cause(loss: float, culprit: str, everywhere: bool) -> str:
     if not math.isfinite(loss) and not math.isnan(loss):
         return "the loss itself is infinite: the forward pass overflowed"
     if math.isnan(loss) and everywhere:
-        return "the loss itself is NaN or not known: look at the batch and at weights that an earlier step blew up"
+        return "the loss is NaN, or not known: look at the batch, and at weights that an earlier step blew up"
     return f"it began in the backward pass at {culprit}, the sick layer nearest the loss"

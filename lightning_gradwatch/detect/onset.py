@@ -161,13 +161,16 @@ class OnsetTracker:
         self, findings: Sequence[Diagnosis], optimizer: int, step: int, present: Mapping[str, int]
     ) -> tuple[Diagnosis, ...]:
         sick = {(finding.symptom, name) for finding in findings for name in finding.layers}
+        # A warning is over when no more than notices are left of it.
+        alarming = {(f.symptom, name) for f in findings for name in f.layers if f.severity == "warning"}
         # A layer whose gradient is NaN is not well: it can show no other symptom.
         unknown = {name for symptom, name in sick if symptom is Symptom.NON_FINITE}
         over = []
         for place, known in enumerate(self.diagnoses):
             if known.recovered_at is not None or known.optimizer != optimizer:
                 continue
-            if any((known.symptom, name) in sick for name in known.layers):
+            lasting = alarming if known.severity == "warning" else sick
+            if any((known.symptom, name) in lasting for name in known.layers):
                 self._quiet[place] = 0
             elif any(name in present and name not in unknown for name in known.layers):
                 self._quiet[place] = self._quiet.get(place, 0) + 1

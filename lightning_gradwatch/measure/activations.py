@@ -38,7 +38,7 @@ def describe_layers(model: nn.Module, layers: Sequence[Layer], topology: Topolog
         >>> [about.activation for about in describe_layers(model, find_layers(model), Topology())]
         ['tanh', None]
     """
-    registered = {} if topology.order else _registered_activations(model, layers)
+    registered = {} if topology.activations else _registered_activations(model, layers)
     return tuple(
         LayerDescription(
             name=layer.name,

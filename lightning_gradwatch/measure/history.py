@@ -13,6 +13,8 @@ from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, Gradient
 # Readings kept exactly: twice the 128 steps on which OLMo-core judges a spike, so that a rule sees one such window
 # before the one that it judges.
 WINDOW = 256
+# As many as `detect.progress` needs to know where the loss stood after its first jump.
+FIRST_LOSSES = 20
 # design: "64 MB in all".
 MAX_BYTES = 64 * 1024 * 1024
 _PER_LAYER = ("norms", "clipped_norms", "bias_norms", "weight_norms", "learning_rates", "present")
@@ -79,6 +81,7 @@ class GradientHistory:
         self._steps = np.empty(0, dtype=np.int64)
         self._optimizers = np.empty(0, dtype=np.int64)
         self._losses = np.empty(0)
+        self._first_losses = np.empty(0)
         self._tables = {name: self._empty(name, 0) for name in _PER_LAYER}
 
     def __len__(self) -> int:
@@ -155,6 +158,8 @@ class GradientHistory:
         self._steps[row], self._optimizers[row] = snapshot.step, snapshot.optimizer
         self._losses[row] = snapshot.loss
         self._seen.add(snapshot.optimizer)
+        if len(self._first_losses) < FIRST_LOSSES:
+            self._first_losses = np.append(self._first_losses, snapshot.loss)
         self._ordinals[row] = self._counts.get(snapshot.optimizer, 0)
         self._counts[snapshot.optimizer] = int(self._ordinals[row]) + 1
         for name in _PER_LAYER:
@@ -176,9 +181,13 @@ class GradientHistory:
 
         With several optimizers all are NaN: each loss works on another's, and falls or rises for reasons of its own.
         """
-        if self._seen == {optimizer}:
-            return self.losses
-        return np.full(len(self.readings(optimizer)), np.nan)
+        newest = self.readings(optimizer)
+        if self._seen != {optimizer}:
+            return np.full(len(newest), np.nan)
+        if self._counts[optimizer] <= len(newest):
+            return newest.losses
+        # What the start was like decides whether the loss has fallen; thinning and checkpoints keep it apart.
+        return np.concatenate([self._first_losses, newest.losses])
 
     def add_layers(self, names: Sequence[str]) -> None:
         """Append columns for layers that appeared during training; their past is not present."""
@@ -241,7 +250,9 @@ class GradientHistory:
         tables = {name: self._tables[name][rows] for name in _PER_LAYER}
         columns = {"steps": self._steps, "optimizers": self._optimizers, "losses": self._losses}
         plain = {name: column[rows] for name, column in columns.items()}
-        return {"layers": list(self.layers), "order": list(self.order), **plain, **tables}
+        counts = [[number, count] for number, count in self._counts.items()]
+        names = {"layers": list(self.layers), "order": list(self.order), "counts": counts}
+        return {**names, "first_losses": self._first_losses.copy(), **plain, **tables}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back the rows of a checkpoint; columns are matched by the layers' names.
@@ -265,9 +276,11 @@ class GradientHistory:
         self._rows = kept
         self._seen = set(self.optimizers.tolist())
         self._strides = {}
-        self._counts = {number: int(np.count_nonzero(self.optimizers == number)) for number in self._seen}
-        for number, count in self._counts.items():
-            self._ordinals[:kept][self.optimizers == number] = np.arange(count)
+        self._first_losses = np.asarray(state["first_losses"], dtype=np.float64).copy()
+        self._counts = dict(state["counts"])
+        for number in self._seen:
+            rows = np.flatnonzero(self.optimizers == number)
+            self._ordinals[rows] = self._counts[number] - len(rows) + np.arange(len(rows))
 
 
 def _moved(table: Any, rows: IntArray) -> Any:

@@ -75,11 +75,12 @@ def measure_gradients(index: ParameterIndex, optimizer: int = 0) -> GradientNorm
     return GradientNorms(index, optimizer, present, members, norms_of(present))
 
 
-def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
     """Measure the L2 norm of each tensor in one fused pass.
 
     Args:
         tensors: Any floating or complex dtypes, devices and layouts.
+        dtype: In which precision to sum, that of each tensor (float32 at least) by default.
 
     Returns:
         The norms on the device of the first tensor, ``[num_tensors]``.
@@ -90,21 +91,30 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0)
-    kinds = {(tensor.dtype, tensor.layout) for tensor in tensors}
+    sharded = [hasattr(tensor, "full_tensor") for tensor in tensors]
+    if any(sharded) and not all(sharded):
+        # Sharded tensors (DTensor) and plain ones do not go into one pass.
+        pairs = list(zip(tensors, sharded, strict=True))
+        parts = [norms_of([tensor for tensor, s in pairs if s is kind], dtype) for kind in (False, True)]
+        norms = torch.cat([part.to(parts[0].device, parts[0].dtype) for part in parts])
+        return norms[torch.tensor(np.argsort(np.argsort(sharded, kind="stable")), device=norms.device)]
     with torch.no_grad():
-        values = list(tensors) if {layout for _, layout in kinds} == {torch.strided} else [_dense(t) for t in tensors]
-        halves = {dtype for dtype, _ in kinds} & _HALF_PRECISION
-        # A norm of half-precision numbers can be above what half precision holds, 65504, although no element is.
-        if not halves:
-            norms = list(torch._foreach_norm(values, 2))
-        elif len(halves) == len({dtype for dtype, _ in kinds}):
-            norms = list(torch._foreach_norm(values, 2, dtype=torch.float32))
-        else:
-            norms = [torch.linalg.vector_norm(v, dtype=_at_least_single(v.dtype)) for v in values]
-        device = norms[0].device
-        if any(norm.device != device for norm in norms):
-            norms = [norm.to(device) for norm in norms]
-        return _whole(torch.stack(norms))
+        return _whole(torch.stack(_fused_norms(list(tensors), dtype)))
+
+
+def _fused_norms(tensors: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    kinds = {(tensor.dtype, tensor.layout) for tensor in tensors}
+    values = tensors if {layout for _, layout in kinds} == {torch.strided} else [_dense(tensor) for tensor in tensors]
+    halves = {dtype for dtype, _ in kinds} & _HALF_PRECISION
+    # A norm of half-precision numbers can be above what half precision holds, 65504, although no element is.
+    if dtype is not None or not halves:
+        norms = list(torch._foreach_norm(values, 2, dtype=dtype))
+    elif len(halves) == len({dtype for dtype, _ in kinds}):
+        norms = list(torch._foreach_norm(values, 2, dtype=torch.float32))
+    else:
+        norms = [torch.linalg.vector_norm(value, dtype=_at_least_single(value.dtype)) for value in values]
+    device = norms[0].device
+    return [norm.to(device) for norm in norms] if any(norm.device != device for norm in norms) else norms
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -127,14 +137,12 @@ class HostReading:
 
     Attributes:
         norms: Norm of each gradient before clipping, ``[num_gradients]``.
-        clipped_norms: The same after clipping; equal to ``norms`` where nothing clips.
         weight_norms: Norm of each parameter, ``[num_parameters]``; empty where it was not measured.
         loss: The loss, NaN where there was none.
         overflowed: Whether a norm was not finite on the device although the gradient is.
     """
 
     norms: npt.NDArray[np.float64]
-    clipped_norms: npt.NDArray[np.float64]
     weight_norms: npt.NDArray[np.float64]
     loss: float
     overflowed: bool
@@ -142,7 +150,6 @@ class HostReading:
 
 def read_to_host(
     measured: GradientNorms,
-    clipped_norms: Tensor | None = None,
     weight_norms: Tensor | None = None,
     loss: Tensor | None = None,
 ) -> HostReading:
@@ -154,23 +161,20 @@ def read_to_host(
 
     Args:
         measured: The norms on the device.
-        clipped_norms: Norms after clipping, ``[num_gradients]``.
         weight_norms: Norms of the parameters, ``[num_parameters]``.
         loss: A tensor with one element.
 
     Returns:
         Plain numbers.
     """
-    parts = [measured.norms, clipped_norms, weight_norms, None if loss is None else loss.detach().reshape(1)]
+    parts = [measured.norms, weight_norms, None if loss is None else loss.detach().reshape(1)]
     sent = [part.to(measured.norms.device) for part in parts if part is not None]
     flat = (sent[0] if len(sent) == 1 else torch.cat(sent)).cpu().numpy().astype(np.float64)
     ends = np.cumsum([0 if part is None else part.numel() for part in parts])
-    norms, clipped, weights, losses = np.split(flat, ends[:-1])
+    norms, weights, losses = np.split(flat, ends[:-1])
     exact = _measured_again(measured, norms)
-    if clipped_norms is None:
-        clipped = exact
     overflowed = bool((np.isfinite(exact) & ~np.isfinite(norms)).any())
-    return HostReading(exact, clipped, weights, float(losses[0]) if losses.size else float("nan"), overflowed)
+    return HostReading(exact, weights, float(losses[0]) if losses.size else float("nan"), overflowed)
 
 
 def _measured_again(measured: GradientNorms, norms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -182,7 +186,6 @@ def _measured_again(measured: GradientNorms, norms: npt.NDArray[np.float64]) -> 
     # MPS has no float64; everywhere else the pass stays on the device.
     values = [value.cpu() if value.device.type == "mps" else value for value in values]
     parts = [torch.view_as_real(value) if value.is_complex() else value for value in values]
-    again = torch._foreach_norm(parts, 2, dtype=torch.float64)
     exact: npt.NDArray[np.float64] = norms.copy()
-    exact[suspicious] = _whole(torch.stack([norm.to(again[0].device) for norm in again])).cpu().numpy()
+    exact[suspicious] = norms_of(parts, torch.float64).cpu().numpy()
     return exact

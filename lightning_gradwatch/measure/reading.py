@@ -116,15 +116,16 @@ class Reader:
         state.num_readings += 1
         measured = measure_gradients(state.index, number)
         weights = norms_of(state.index.parameters) if due else None
-        host = read_to_host(measured, None, weights, loss)
+        host = read_to_host(measured, weights, loss)
         if due:
             state.weight_norms = combine_norms(host.weight_norms, state.index.layer, len(self.layers))
+        clipped = None
         if clip:
             # Only now: what float32 could not hold has to be measured again before it is changed.
             if host.overflowed:
                 measured = replace(measured, norms=torch.as_tensor(host.norms).to(measured.norms))
-            host = replace(host, clipped_norms=read_to_host(replace(measured, norms=clip(measured))).norms)
-        return self._arrange(measured, host, state, optimizer, step, gradient_scale, loss_scale), measured
+            clipped = read_to_host(replace(measured, norms=clip(measured))).norms
+        return self._arrange(measured, host, clipped, state, optimizer, step, gradient_scale, loss_scale), measured
 
     def read_again(self, measured: GradientNorms, gradient_scale: float = 1.0) -> FloatArray:
         """Read the same gradients once more, after someone else has clipped them.
@@ -144,6 +145,7 @@ class Reader:
         self,
         measured: GradientNorms,
         host: HostReading,
+        clipped_norms: FloatArray | None,
         state: _OptimizerState,
         optimizer: Optimizer,
         step: int,
@@ -154,8 +156,8 @@ class Reader:
         layer = state.index.layer[measured.members]
         norms = combine_norms(host.norms / gradient_scale, layer, num_layers)
         clipped = norms
-        if host.clipped_norms is not host.norms:
-            clipped = combine_norms(host.clipped_norms / gradient_scale, layer, num_layers)
+        if clipped_norms is not None:
+            clipped = combine_norms(clipped_norms / gradient_scale, layer, num_layers)
         biases = state.index.bias[measured.members]
         bias_norms = np.full(num_layers, np.nan)
         bias_norms[layer[biases]] = host.norms[biases] / gradient_scale

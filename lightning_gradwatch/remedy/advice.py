@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -24,7 +24,7 @@ from lightning_gradwatch.remedy.initialization import (
 )
 from lightning_gradwatch.remedy.remedy import Remedy
 
-# Slopes at most 0.25, or below 1 nearly everywhere: no initialization lets a gradient through many of them.
+# Slope at most 0.25: no initialization lets a gradient through many of them.
 _SATURATING = ("sigmoid",)
 _SATURATING_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
 # The share by which weights may miss their scheme before it is worth saying. Ours: a sample of 32 x 32 normal numbers
@@ -44,10 +44,13 @@ class Advice:
     Attributes:
         weights: How the weights stand, in words; empty where nothing can be said.
         remedies: Ways out, best first.
+        standings: By layer, the measured standard deviation of its weights, what He, Xavier and LeCun would give, and
+            why it cannot be initialized anew (empty where it can).
     """
 
     weights: str = ""
     remedies: tuple[Remedy, ...] = ()
+    standings: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
 
 
 def advise(
@@ -92,7 +95,8 @@ def advise(
     make = makers.get(diagnosis.symptom)
     remedies = make(diagnosis, standings, activations) if make else []
     remedies = [r for r in remedies if not (clips and r.clipper) and not (skips and r.code == _SKIP)]
-    return Advice(_weights_in_words(standings, activations), tuple(remedies))
+    about = {s.layer: {k: v for k, v in vars(s).items() if k != "layer"} for s in standings}
+    return Advice(_weights_in_words(standings), tuple(remedies), about)
 
 
 def _sick_and_alike(
@@ -193,7 +197,7 @@ def _reinitialize(
             reason=f"the weights are too {side}: std {example.std:.2g} in {example.layer}, {main.name} gives "
             f"{example.of(main):.2g} ({main.source})",
             diagnosis=diagnosis,
-            code=_code(chosen),
+            code=_code(chosen, standings),
             needs_restart=True,
             change=_Reinitialization(chosen),
         )
@@ -209,14 +213,15 @@ def _replace_activation(diagnosis: Diagnosis, standings: Sequence[WeightStanding
         "layers (Glorot and Bengio, 2010; He et al., 2015)",
         diagnosis=diagnosis,
         code="# where the model is built: nn.Sigmoid() -> nn.ReLU(), torch.sigmoid(...) -> torch.relu(...)\n"
-        + _code(schemes),
+        + _code(schemes, standings),
         needs_restart=True,
         change=_Reinitialization(schemes, frozenset(standing.layer for standing in standings)),
     )
 
 
-def _code(schemes: Mapping[str, Scheme]) -> str:
-    lines = ["from torch import nn"]
+def _code(schemes: Mapping[str, Scheme], standings: Sequence[WeightStanding]) -> str:
+    lines = [f"# left out: {s.layer}, {s.refusal}" for s in standings if s.refusal]
+    lines.append("from torch import nn")
     for scheme in dict.fromkeys(schemes.values()):
         # get_submodule("") is the model itself.
         names = ["" if name == ROOT else name for name, chosen in schemes.items() if chosen is scheme]
@@ -278,7 +283,7 @@ def _replace_sigmoid_(model: nn.Module, layers: frozenset[str]) -> None:
         setattr(parent, name, nn.ReLU())
 
 
-def _weights_in_words(standings: Iterable[WeightStanding], activations: Mapping[str, str | None]) -> str:
+def _weights_in_words(standings: Iterable[WeightStanding]) -> str:
     first = next(iter(standings), None)
     if first is None:
         return ""

@@ -110,7 +110,7 @@ class ClipByValue:
         """Clip in place; see the class."""
         dense = [gradient for gradient in norms.gradients if gradient.layout == torch.strided]
         parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in dense]
-        for alike in _by_device_and_dtype(parts):
+        for alike in _by_kind(parts):
             # A bound beyond what the dtype holds is refused by torch.
             bound = min(self.max_value, torch.finfo(alike[0].dtype).max)
             torch._foreach_clamp_min_(alike, -bound)
@@ -124,16 +124,17 @@ class ClipByValue:
         return norms_of(norms.gradients)
 
 
-def _by_device_and_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    groups: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
     for tensor in tensors:
-        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        # Sharded tensors (DTensor) and plain ones do not go into one pass.
+        groups.setdefault((tensor.device, tensor.dtype, hasattr(tensor, "full_tensor")), []).append(tensor)
     return list(groups.values())
 
 
 def _scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     dense = [gradient for gradient in gradients if gradient.layout == torch.strided]
-    for alike in _by_device_and_dtype(dense):
+    for alike in _by_kind(dense):
         torch._foreach_mul_(alike, coefficient.to(alike[0].device))
     for gradient in gradients:
         if gradient.layout != torch.strided:

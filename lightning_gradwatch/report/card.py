@@ -23,12 +23,12 @@ class CardSink:
         """Renew the card where something changed."""
         self._latest = report
         if report.onsets or report.recoveries:
-            self._show(card(report.diagnoses, len(report.history)), report.log_step)
+            self._show(card(report.diagnoses, report.num_readings), report.log_step)
 
     def close(self) -> None:
         """Show the card as it stands at the end, that of a healthy run too."""
         if self._latest is not None:
-            self._show(card(self._latest.diagnoses, len(self._latest.history)), self._latest.log_step)
+            self._show(card(self._latest.diagnoses, self._latest.num_readings), self._latest.log_step)
 
 
 def card(diagnoses: Sequence[Diagnosis], num_readings: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -77,7 +77,7 @@ class LogSink:
             present = int(report.snapshot.present.sum())
             self._logger.log(level, onset_text(diagnosis, present, report.optimizer_label, self._more))
         for diagnosis in report.recoveries:
-            self._logger.info(recovery_text(diagnosis))
+            self._logger.info(recovery_text(diagnosis, report.optimizer_label))
 
     def close(self) -> None:
         """Do nothing: the log is not ours to close."""
@@ -102,21 +102,21 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
         GradWatch  step 7  SPIKE: the gradient jumped (1 of 2 layers: 0)
           rule       spike
     """
-    word = diagnosis.symptom.value.upper().replace("_", "-")
+    word = _word(diagnosis)
     if diagnosis.severity == "notice":
         word = f"notice, {word.lower()}"
     where = f" [{optimizer_label}]" if optimizer_label else ""
     again = f"; onset number {diagnosis.count}" if diagnosis.count > 1 else ""
     head = (
         f"GradWatch  step {diagnosis.step}{where}  {word}: {diagnosis.message} "
-        f"({len(diagnosis.layers)} of {num_present} layers: {_named(diagnosis.layers)}{again})"
+        f"({len(diagnosis.layers)} of {num_present} {_plural('layer', num_present)}: {_named(diagnosis.layers)}{again})"
     )
     remedy = diagnosis.remedies[0] if diagnosis.remedies else None
     rows = {
         "measured": diagnosis.measured,
         "why": diagnosis.cause,
-        "do": f"{remedy.title} ({remedy.reason})" if remedy else "",
-        "more": more,
+        "do": remedy.title if remedy else "",
+        "more": f"lines to paste and all numbers: {more}" if more and remedy and remedy.code else more,
         "rule": diagnosis.rule,
     }
     return _INDENT.join([head, *(f"{key:<9}  {text}" for key, text in rows.items() if text)])
@@ -127,10 +127,17 @@ def _named(layers: Sequence[str]) -> str:
     return ", ".join(layers[:_NAMED_LAYERS]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def recovery_text(diagnosis: Diagnosis) -> str:
+def recovery_text(diagnosis: Diagnosis, optimizer_label: str = "") -> str:
     """Say that a fault is over."""
-    word = diagnosis.symptom.value.upper().replace("_", "-")
-    return f"GradWatch  step {diagnosis.recovered_at}  recovered: {word} (since step {diagnosis.step})"
+    where = f" [{optimizer_label}]" if optimizer_label else ""
+    return (
+        f"GradWatch  step {diagnosis.recovered_at}{where}  recovered: {_word(diagnosis)} in {_named(diagnosis.layers)} "
+        f"(since step {diagnosis.step})"
+    )
+
+
+def _word(diagnosis: Diagnosis) -> str:
+    return diagnosis.symptom.value.upper().replace("_", "-")
 
 
 def start_text(layers: Sequence[LayerDescription], picture: str) -> str:
@@ -162,11 +169,12 @@ def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
 
 
-def healthy_text(report: Report, factor: float | None) -> str:
+def healthy_text(report: Report, trainable: Collection[str], factor: float | None) -> str:
     """Say that gradients reach every layer, and what to look at if the loss still does not fall.
 
     Args:
         report: The reading.
+        trainable: Names of the layers that ask for a gradient.
         factor: What the gradient is multiplied by from layer to layer, None where that is not known.
 
     Returns:
@@ -174,48 +182,67 @@ def healthy_text(report: Report, factor: float | None) -> str:
     """
     snapshot = report.snapshot
     positive = snapshot.norms[snapshot.present]
-    spread = f"norms {np.min(positive):.2g} to {np.max(positive):.2g}" if positive.size else "none present"
+    held = ~np.isnan(snapshot.learning_rates) & ~snapshot.present
+    missed = [report.history.layers[column] for column in np.flatnonzero(held)]
+    missed = [name for name in missed if name in trainable]
+    number = int(snapshot.present.sum())
+    reached = (
+        f"{number} of {number + len(missed)} layers, but not {_named(missed)}" if missed else f"all {number} layers"
+    )
     steady = f", x{factor:.2f} a layer back" if factor is not None else ""
     where = f" [{report.optimizer_label}]" if report.optimizer_label else ""
     return (
-        f"GradWatch  step {snapshot.step}{where}  gradients reach all {int(snapshot.present.sum())} layers ({spread}"
-        f"{steady}; parameter gradients only). If the loss does not fall, look at data, labels, loss, learning rate"
+        f"GradWatch  step {snapshot.step}{where}  gradients reach {reached} (norms {np.min(positive):.2g} to "
+        f"{np.max(positive):.2g}{steady}; parameter gradients only). If the loss does not fall, look at data, labels, "
+        "loss, learning rate"
     )
 
 
 def closing_text(
-    num_readings: int, diagnoses: Sequence[Diagnosis], picture: str, seconds: float, share: float, disabled: str | None
+    num_readings: int,
+    num_overflows: int,
+    diagnoses: Sequence[Diagnosis],
+    picture: str,
+    cost: str,
+    disabled: str | None,
 ) -> str:
     """Say at the end what was seen, where the picture is, and what the watching cost.
 
     Args:
         num_readings: How many readings were judged.
+        num_overflows: How many steps a loss scaler dropped.
         diagnoses: All faults.
         picture: Where the picture is.
-        seconds: What the watching took.
-        share: The same as a share of the training time.
+        cost: What the watching took.
         disabled: Why GradWatch switched itself off, None where it did not.
 
     Returns:
         Three lines, four where it switched itself off.
+
+    Example:
+        >>> print(closing_text(40, 0, [], "heatmap.png", "0.1 s, 2.0% of the run", None))
+        GradWatch  seen       no fault in 40 readings
+                   picture    heatmap.png
+                   cost       0.1 s, 2.0% of the run
     """
+    seen = _seen(num_readings, diagnoses)
+    if num_overflows:
+        seen += f"; {num_overflows} {_plural('step', num_overflows)} dropped by the loss scaler"
+    rows = [f"seen       {seen}", f"picture    {picture}", f"cost       {cost}"]
+    if disabled is not None:
+        rows.insert(0, f"SWITCHED OFF during the run, what follows is incomplete: {disabled}")
+    return "GradWatch  " + ("\n" + " " * len("GradWatch  ")).join(rows)
+
+
+def _seen(num_readings: int, diagnoses: Sequence[Diagnosis]) -> str:
     warnings = [diagnosis for diagnosis in diagnoses if diagnosis.severity == "warning"]
     if not num_readings:
-        seen = "no gradient was ever seen, so nothing can be said about this run"
-    elif not warnings:
-        seen = f"no fault in {num_readings} readings"
-        notices = len(diagnoses)
-        seen += f", {notices} {'notice' if notices == 1 else 'notices'}" if notices else ""
-    else:
-        lasting = [diagnosis for diagnosis in warnings if diagnosis.recovered_at is None]
-        parts = [f"{d.symptom.value.upper().replace('_', '-')} since step {d.step}" for d in lasting]
-        parts += [f"{len(warnings) - len(lasting)} recovered"] if len(lasting) < len(warnings) else []
-        seen = f"{', '.join(parts)} ({num_readings} readings)"
-    lines = [
-        f"GradWatch  seen       {seen}",
-        f"picture    {picture}",
-        f"cost       {seconds:.1f} s, {share:.1%} of the run",
-    ]
-    if disabled is not None:
-        lines.insert(0, f"GradWatch  SWITCHED OFF during the run, what follows is incomplete: {disabled}")
-    return ("\n" + " " * 11).join(lines) if disabled is None else lines[0] + "\n" + ("\n" + " " * 11).join(lines[1:])
+        return "no gradient was ever seen, so nothing can be said about this run"
+    if not warnings:
+        notices = f", {len(diagnoses)} {_plural('notice', len(diagnoses))}" if diagnoses else ""
+        return f"no fault in {num_readings} {_plural('reading', num_readings)}{notices}"
+    lasting = [diagnosis for diagnosis in warnings if diagnosis.recovered_at is None]
+    parts = [f"{_word(d)} in {_named(d.layers)} since step {d.step}" for d in lasting[:_NAMED_LAYERS]]
+    parts += [f"{len(lasting) - len(parts)} more"] if len(lasting) > len(parts) else []
+    parts += [f"{len(warnings) - len(lasting)} recovered"] if len(lasting) < len(warnings) else []
+    return f"{'; '.join(parts)} ({num_readings} readings)"

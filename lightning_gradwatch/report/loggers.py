@@ -56,12 +56,11 @@ def sinks_for(
     real = [logger for logger in loggers if not is_a(logger, "DummyLogger")]
     sinks: list[Sink] = [LogSink(_more(directory))]
     sinks += [_scalars(logger, per_layer_scalars) for logger in real]
-    writers = [logger.experiment for logger in real if is_a(logger, "TensorBoardLogger")]
     if heatmap:
-        shows = _shows(real, writers, directory)
+        shows = _shows(real, directory)
         if shows:
             sinks.append(PictureSink(shows, vanishing_threshold, exploding_threshold))
-    sinks += [_card(writer) for writer in writers]
+    sinks += [_card(logger) for logger in real if is_a(logger, "TensorBoardLogger")]
     if directory is not None:
         sinks.append(JsonlSink(directory))
     return sinks
@@ -71,11 +70,14 @@ def picture_place(loggers: Sequence[Any], directory: Path | None, *, heatmap: bo
     """Say where the person finds the picture."""
     if not heatmap:
         return "switched off (heatmap=False)"
-    if any(is_a(logger, "TensorBoardLogger") for logger in loggers):
-        return f"tensorboard --logdir {directory}"
+    for logger in loggers:
+        if is_a(logger, "TensorBoardLogger"):
+            return f"tensorboard --logdir {logger.log_dir}"
     if any(is_a(logger, "WandbLogger") for logger in loggers):
         return "gradwatch/heatmap in Weights & Biases"
-    return "none in this kind of run" if directory is None else str(directory / "gradwatch" / "heatmap.png")
+    return (
+        "none (this kind of run writes no files)" if directory is None else str(directory / "gradwatch" / "heatmap.png")
+    )
 
 
 def _more(directory: Path | None) -> str:
@@ -89,14 +91,16 @@ def _scalars(logger: Any, per_layer: bool) -> ScalarSink:
     return ScalarSink(log, per_layer)
 
 
-def _shows(loggers: Sequence[Any], writers: Sequence[Any], directory: Path | None) -> list[Show]:
-    shows = [_tensorboard_show(writer) for writer in writers]
+def _shows(loggers: Sequence[Any], directory: Path | None) -> list[Show]:
+    shows = [_tensorboard_show(logger) for logger in loggers if is_a(logger, "TensorBoardLogger")]
     shows += [_wandb_show(logger) for logger in loggers if is_a(logger, "WandbLogger")]
     return shows or ([] if directory is None else [to_file(directory)])
 
 
-def _tensorboard_show(writer: Any) -> Show:
+def _tensorboard_show(logger: Any) -> Show:
+    # The writer is asked for when it is needed: making it may fail, and that shall cost this picture only.
     def show(tag: str, picture: npt.NDArray[np.uint8], step: int) -> None:
+        writer = logger.experiment
         writer.add_image(tag, picture, step, dataformats="HWC")
         # The writer would keep it for up to two minutes; a person who looks now should see it.
         writer.flush()
@@ -111,5 +115,5 @@ def _wandb_show(logger: Any) -> Show:
     return show
 
 
-def _card(writer: Any) -> CardSink:
-    return CardSink(lambda text, step: writer.add_text("gradwatch/diagnoses", text, step))
+def _card(logger: Any) -> CardSink:
+    return CardSink(lambda text, step: logger.experiment.add_text("gradwatch/diagnoses", text, step))

@@ -19,6 +19,7 @@ class Report:
         recoveries: Faults that are over with it.
         diagnoses: All faults so far, oldest first.
         history: All readings so far; not to be changed.
+        num_readings: How many readings had a gradient so far; the history keeps fewer of a long run.
         optimizer_label: ``""`` where there is one optimizer, else ``"optimizer_0"`` and so on.
         log_step: Where it belongs on the x axis of the loggers.
         due: Whether the logging interval asks for scalars now.
@@ -30,6 +31,7 @@ class Report:
     onsets: tuple[Diagnosis, ...] = ()
     recoveries: tuple[Diagnosis, ...] = ()
     diagnoses: tuple[Diagnosis, ...] = ()
+    num_readings: int = 0
     optimizer_label: str = ""
     log_step: int = 0
     due: bool = False

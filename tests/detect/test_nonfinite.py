@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,7 @@ def test_the_layer_nearest_the_output_comes_first(observe) -> None:
     (finding,) = RULE(observe([np.nan, np.inf, np.nan], order=[2, 0, 1], loss=[0.5]))
     assert finding.layers == ("fc1", "fc0", "fc2")
     assert finding.message == "gradients are NaN"
-    assert finding.measured == "2 layers NaN, 1 infinite, 0 finite; loss 0.5"
+    assert finding.measured == "of 3 layers 2 NaN, 1 infinite; loss 0.5"
     assert finding.evidence == {"loss": 0.5, "num_nan": 2, "num_inf": 1, "exploded_before": False}
 
 
@@ -45,14 +47,14 @@ def test_an_absent_layer_is_not_sick(observe) -> None:
     assert list(RULE(observe([np.nan, 1.0], present=[False, True]))) == []
     (finding,) = RULE(observe([np.nan, np.nan, 1.0], present=[False, True, True]))
     assert finding.layers == ("fc1",)
-    assert "1 finite" in finding.measured
+    assert finding.measured == "of 2 layers 1 NaN, 1 finite; loss 1"
 
 
 @pytest.mark.parametrize(
     ("loss", "norms", "words"),
     [
         (np.inf, [np.nan, np.nan], "the loss itself is infinite"),
-        (np.nan, [np.nan, np.nan], "the loss itself is NaN or not known"),
+        (np.nan, [np.nan, np.nan], "the loss is NaN, or not known"),
         (np.nan, [np.nan, 1.0], "backward pass at fc0"),
         (0.5, [np.nan, np.nan], "backward pass at fc1"),
     ],
@@ -61,6 +63,14 @@ def test_the_cause_tells_forward_from_backward(observe, loss: float, norms: list
     """A loss that is not finite broke in the forward pass; a finite one breaks in the backward pass."""
     (finding,) = RULE(observe(norms, loss=[loss]))
     assert words in finding.cause
+
+
+def test_the_loss_is_that_of_the_reading(observe) -> None:
+    """With several optimizers no losses since the start are known, and the loss of this reading is told still."""
+    seen = observe([[1.0], [np.nan]], loss=[0.5, 0.25])
+    (finding,) = RULE(replace(seen, loss=np.full(2, np.nan)))
+    assert finding.measured == "of 1 layer 1 NaN; loss 0.25"
+    assert finding.evidence["loss"] == 0.25
 
 
 def test_only_the_newest_reading_counts(observe) -> None:

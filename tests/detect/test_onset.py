@@ -215,15 +215,41 @@ class TestSeverity:
     """From notice to warning."""
 
     def test_escalation_is_told_once(self) -> None:
-        """A notice is told, its becoming a warning is told, and its going back to a notice is not."""
-        run = Run(patience=1)
+        """A notice is told, its becoming a warning is told, and a few notices among the warnings are not."""
+        run = Run()
         run.read(notice("a"), times=5)
         run.read(sick("a", rule="vanishing.depth"), times=5)
-        run.read(notice("a"), times=5)
+        run.read(notice("a"), times=2)
         run.read(sick("a", rule="vanishing.depth"), times=5)
-        assert [(d.severity, d.step) for d in run.onsets] == [("notice", 0), ("warning", 5)]
+        assert [(d.severity, d.step) for d in run.onsets] == [("notice", 2), ("warning", 5)]
+        assert run.recoveries == []
         (only,) = run.tracker.diagnoses
         assert (only.severity, only.count) == ("warning", 1)
+
+    @pytest.mark.parametrize("patience", [1, 3, 7])
+    def test_a_warning_of_which_notices_are_left_is_over(self, patience: int) -> None:
+        """After patience readings with notices only the warning is told to be over, and the notice lasts in silence."""
+        run = Run(patience)
+        run.read(sick("a", "b"), times=patience)
+        run.read(notice("a"), times=patience - 1)
+        assert run.recoveries == []
+        (over,) = run.read(notice("a")).recoveries
+        assert (over.severity, over.step, over.recovered_at) == ("warning", patience - 1, 2 * patience - 1)
+        run.read(notice("a"), times=20)
+        assert run.told == 2
+        assert [(d.severity, d.recovered_at is None) for d in run.tracker.diagnoses] == [
+            ("warning", False),
+            ("notice", True),
+        ]
+
+    def test_a_warning_that_comes_back_after_notices_is_told_again(self) -> None:
+        """Once it was told to be over, the notice that was left may become a warning, which is told as the second."""
+        run = Run()
+        for _ in range(2):
+            run.read(sick("a", rule="vanishing.depth"), times=3)
+            run.read(notice("a"), times=5)
+        assert [(d.severity, d.count) for d in run.onsets] == [("warning", 1), ("warning", 2)]
+        assert [d.recovered_at for d in run.recoveries] == [5, 13]
 
     def test_a_notice_ends_in_silence(self) -> None:
         """Only the recovery of a warning is told; a notice that comes and goes is told once."""

@@ -22,15 +22,22 @@ def test_a_description_outlives_the_model():
 
 
 def test_the_graph_wins_over_registration():
-    """Where the graph was read, registered modules say nothing, right or wrong."""
+    """Where the graph named an activation, registered modules say nothing, right or wrong."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 1))
     layers = find_layers(model)
     topology = read_topology(model(torch.randn(4, 2)).sum(), layers)
     described = describe_layers(model, layers, topology)
     assert [about.activation for about in described] == ["relu", "relu", "output"]
     assert [about.feeds_batch_norm for about in described] == [True, False, False]
-    empty = describe_layers(model, layers, Topology(order=(0, 1, 2)))
-    assert [about.activation for about in empty] == [None, None, None]
+    partly = describe_layers(model, layers, Topology(order=(0, 1, 2), activations={2: "output"}))
+    assert [about.activation for about in partly] == [None, None, "output"]
+
+
+def test_a_graph_without_any_activation_leaves_it_to_registration():
+    """A graph that shows the layers and no activation (``torch.compile``) is completed by the registered modules."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 1))
+    described = describe_layers(model, find_layers(model), Topology(order=(0, 1, 2)))
+    assert [about.activation for about in described] == [None, "relu", None]
 
 
 def test_without_a_graph_the_activation_registered_next_counts():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.detect.progress import loss_has_fallen
+from lightning_gradwatch.measure.history import FIRST_LOSSES, GradientHistory
 from lightning_gradwatch.measure.snapshot import GradientSnapshot
 
 COLUMNS = ("norms", "clipped_norms", "bias_norms", "weight_norms", "learning_rates")
@@ -28,8 +31,10 @@ def filled(num_rows: int, num_layers: int = 1, **settings: int) -> GradientHisto
 
 
 def num_bytes(history: GradientHistory) -> int:
-    """Count the bytes of all arrays that a history holds."""
-    arrays = [value for value in vars(history).values() if isinstance(value, np.ndarray)]
+    """Count the bytes of all arrays that a history holds, but for the few losses that it keeps apart."""
+    assert len(history._first_losses) <= FIRST_LOSSES
+    held = {name: value for name, value in vars(history).items() if name != "_first_losses"}
+    arrays = [value for value in held.values() if isinstance(value, np.ndarray)]
     return sum(array.nbytes for array in [*arrays, *history._tables.values()])
 
 
@@ -129,11 +134,64 @@ def test_readings_of_an_optimizer_that_never_stepped_are_empty():
 
 
 def test_losses_of_a_single_optimizer_reach_back_to_the_start():
-    """With one optimizer all losses are returned; with two, none is told, since each works on another's."""
-    history = filled(20, window=4)
-    assert history.losses_of(0).tolist() == [-float(step) for step in range(20)]
-    history.append(snapshot(20, 1))
+    """With one optimizer the first losses and the newest are returned; with two, none, as each works on another's."""
+    history = filled(30, window=30)
+    assert history.losses_of(0).tolist() == [-float(step) for step in range(30)]
+    for step in range(30, 200):
+        history.append(snapshot(step))
+    assert history.losses_of(0).tolist() == [-float(step) for step in (*range(FIRST_LOSSES), *range(170, 200))]
+    history.append(snapshot(200, 1))
     assert np.isnan(history.losses_of(0)).all()
+
+
+@pytest.mark.parametrize(("fall", "fallen"), [(0.0, False), (1e-2, True)])
+def test_a_plateau_is_judged_the_same_however_the_run_was_kept(fall, fallen):
+    """In one run, in a thinned table, and after two checkpoints the early losses are there, and the verdict is one."""
+    losses = np.concatenate([np.linspace(9.0, 1.0, 10), 1.0 - fall * np.minimum(np.arange(390) / 10, 20.0)])
+    runs = {
+        "one": GradientHistory(["l0"], window=64),
+        "thinned": GradientHistory(["l0"], window=64, max_bytes=150 * 73),
+        "restored": GradientHistory(["l0"], window=64),
+    }
+    for step, loss in enumerate(losses.tolist()):
+        for history in runs.values():
+            history.append(replace(snapshot(step), loss=loss))
+        if step in (12, 300):
+            state = runs["restored"].state_dict()
+            runs["restored"] = GradientHistory(["l0"], window=64)
+            runs["restored"].load_state_dict(state)
+    expected = [*losses[:FIRST_LOSSES], *losses[-64:]]
+    assert len(runs["thinned"]) < len(runs["one"]) == 400
+    assert {name: run.losses_of(0).tolist() for name, run in runs.items()} == dict.fromkeys(runs, expected)
+    assert loss_has_fallen(np.array(expected), 80) is fallen
+
+
+def test_ordinals_go_on_after_a_restore():
+    """The first row restored is not taken for the first of the run: thinning keeps the readings that it would have."""
+    whole, restored = (GradientHistory(["l0"], window=8, max_bytes=60 * 73) for _ in range(2))
+    for step in range(1001):
+        whole.append(snapshot(step))
+        restored.append(snapshot(step))
+        if step == 36:
+            state = restored.state_dict()
+            restored = GradientHistory(["l0"], window=8, max_bytes=60 * 73)
+            restored.load_state_dict(state)
+            assert restored.steps.tolist() == list(range(29, 37))
+    assert restored.state_dict()["counts"] == [[0, 1001]]
+    strides = {int(gap) for gap in np.diff(restored.steps[:-20])}
+    assert len(strides) == 1
+    assert (restored.steps[:-20] % strides.pop() == 0).all()
+
+
+def test_early_losses_are_copied_into_a_state():
+    """A state does not share its early losses with the history that goes on."""
+    history = filled(5)
+    state = history.state_dict()
+    fresh = GradientHistory(["l0"])
+    fresh.load_state_dict(state)
+    fresh.append(snapshot(5))
+    assert state["first_losses"].tolist() == [-float(step) for step in range(5)]
+    assert fresh.state_dict()["first_losses"].tolist() == [-float(step) for step in range(6)]
 
 
 def test_appended_layers_have_no_past():

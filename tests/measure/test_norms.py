@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_gradwatch.measure.layers import find_layers, index_parameters
 from lightning_gradwatch.measure.norms import GradientNorms, measure_gradients, norms_of, read_to_host
+from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm, ClipByValue
+from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.watching import Watch
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 # What overflows, vanishes or loses digits when float32 squares it.
@@ -50,7 +56,6 @@ def test_norms_on_the_host_are_those_of_float64(gradients):
     """Whatever dtypes are mixed, and however large or small, each norm is that of the float64 oracle."""
     host = read_to_host(with_gradients(gradients))
     np.testing.assert_allclose(host.norms, [oracle(g) for g in gradients], rtol=1e-5)
-    assert host.clipped_norms is host.norms
     assert host.weight_norms.size == 0
     assert np.isnan(host.loss)
 
@@ -141,13 +146,12 @@ def test_the_norms_need_no_graph():
     assert host.norms.tolist() == pytest.approx([4e-30])
 
 
-def test_one_transfer_brings_clipped_norms_weight_norms_and_the_loss():
+def test_one_transfer_brings_norms_weight_norms_and_the_loss():
     """What is sent together comes back apart, as float64."""
     measured = with_gradients([torch.tensor([3.0, 4.0]), torch.tensor([1.0])])
     loss = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
-    host = read_to_host(measured, torch.tensor([0.5, 0.1]), torch.tensor([7.0, 8.0, 9.0]), loss)
+    host = read_to_host(measured, torch.tensor([7.0, 8.0, 9.0]), loss)
     assert host.norms.tolist() == [5.0, 1.0]
-    np.testing.assert_allclose(host.clipped_norms, [0.5, 0.1], rtol=1e-6)
     assert host.weight_norms.tolist() == [7.0, 8.0, 9.0]
     assert host.loss == 2.5
     assert host.norms.dtype == np.float64
@@ -158,3 +162,66 @@ def test_an_overflow_of_the_squares_is_told():
     assert read_to_host(with_gradients([torch.full((2,), 1e30)])).overflowed
     assert not read_to_host(with_gradients([torch.full((2,), float("inf"))])).overflowed
     assert not read_to_host(with_gradients([torch.full((2,), float("nan"))])).overflowed
+
+
+def test_a_precision_may_be_asked_for():
+    """With ``dtype`` the squares are summed in it, so that nothing that is finite comes out infinite."""
+    norms = norms_of([torch.full((4,), 1e30), torch.full((4,), 6e4, dtype=torch.float16)], torch.float64)
+    assert norms.dtype == torch.float64
+    assert norms.tolist() == pytest.approx([2e30, 1.2e5], rel=1e-3)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """Return a mesh of this process alone, and leave no process group behind."""
+    distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+def partly_sharded(mesh: DeviceMesh, factor: float = 1.0) -> nn.Sequential:
+    """Make a net of a plain, a sharded and a plain layer whose gradients are all ``factor``."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    for name, parameter in list(net[1].named_parameters()):
+        setattr(net[1], name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)])))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter) * factor
+    return net
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e30, 1e-30])
+def test_sharded_and_plain_gradients_keep_their_order(mesh: DeviceMesh, factor: float):
+    """Where some parameters are DTensors and some are not, each norm is its own, also one measured again."""
+    net = partly_sharded(mesh, factor)
+    index = index_parameters(find_layers(net), [net.parameters()])
+    assert index is not None
+    measured = measure_gradients(index)
+    assert type(measured.norms) is Tensor
+    expected = factor * np.sqrt([16, 4, 16, 4, 8, 2])
+    np.testing.assert_allclose(read_to_host(measured, norms_of(index.parameters)).norms, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("clipper", "expected"),
+    [
+        (None, [20**0.5, 20**0.5, 10**0.5]),
+        (ClipByGlobalNorm(1.0), [0.4**0.5, 0.4**0.5, 0.2**0.5]),
+        (ClipByValue(0.5), [5**0.5, 5**0.5, 2.5**0.5]),
+    ],
+    ids=["no clipper", "by norm", "by value"],
+)
+def test_a_net_that_is_sharded_in_part_is_watched_and_clipped(mesh: DeviceMesh, clipper, expected):
+    """A watched step with sharded and plain layers has the right norms before and after clipping."""
+    net = partly_sharded(mesh)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    watch = Watch(Settings(clipper=clipper))
+    watch.start(net, 1)
+    watch.before_step(0, optimizer, 0)
+    watch.end_batch()
+    assert watch.disabled_reason is None
+    np.testing.assert_allclose(watch.history.norms, [[20**0.5, 20**0.5, 10**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(watch.history.clipped_norms, [expected], rtol=1e-5)
+    whole = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()]
+    assert float(sum(g.square().sum() for g in whole)) == pytest.approx(sum(np.square(expected)), rel=1e-5)

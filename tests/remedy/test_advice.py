@@ -256,6 +256,37 @@ def test_tied_layers_are_told_and_left():
     assert "'4'" in advice.remedies[0].code
 
 
+def test_the_standings_are_numbers_that_a_program_can_read():
+    """Of each layer the measured and the usual standard deviations are told, and why it is left where it is."""
+    model = deep(nn.ReLU, 0.01, depth=3)
+    model[2].weight = model[0].weight
+    advice = advice_for(model, Symptom.VANISHING)
+    assert list(advice.standings) == ["0", "4"]
+    standing = advice.standings["4"]
+    assert standing["std"] == pytest.approx(0.01, rel=0.05)
+    assert [standing["he"], standing["xavier"]] == pytest.approx([(2 / WIDTH) ** 0.5, (1 / WIDTH) ** 0.5])
+    assert standing["refusal"] == ""
+    assert advice.standings["0"]["refusal"] == "its weight is tied: another module uses it too"
+    assert Advice().standings == {}
+
+
+def test_the_code_names_what_it_leaves_out():
+    """The lines to paste begin with a comment for each refused layer, and they run."""
+    model = deep(nn.ReLU, 0.01, depth=4)
+    model[2].weight = model[0].weight
+    code = advice_for(model, Symptom.VANISHING).remedies[0].code
+    reason = "its weight is tied: another module uses it too"
+    assert code.splitlines()[:2] == [
+        f"# left out: 0, {reason}",
+        "from torch import nn",
+    ]
+    before = model[0].weight.detach().clone()
+    run(code, model)
+    assert torch.equal(model[0].weight, before)
+    assert float(model[4].weight.detach().std()) == pytest.approx((2 / WIDTH) ** 0.5, rel=0.05)
+    assert "left out" not in advice_for(deep(nn.ReLU, 0.01), Symptom.VANISHING).remedies[0].code
+
+
 def test_exploding_gradients_may_be_clipped_or_slowed():
     """Beside the weights, a clipper is offered, and a learning rate where the step is known."""
     remedies = advice_for(deep(), Symptom.EXPLODING, {"update_ratio": 0.5, "learning_rate": 0.1}).remedies

@@ -14,7 +14,7 @@ from lightning_gradwatch.report.report import Report
 def reports_of():
     """Return a function that makes the reports of a run from its norms ``[n, num_layers]``, one a reading."""
 
-    def make(norms, *, optimizers=None, present=None, clipped=None, layers=None, **more):
+    def make(norms, *, optimizers=None, present=None, clipped=None, layers=None, learning_rates=None, **more):
         norms = np.atleast_2d(np.asarray(norms, dtype=np.float64))
         history = GradientHistory(layers or [f"fc{i}" for i in range(norms.shape[1])])
         blank = np.full(norms.shape[1], np.nan)
@@ -27,10 +27,10 @@ def reports_of():
                 bias_norms=blank,
                 weight_norms=blank,
                 present=np.isfinite(blank) | True if present is None else np.asarray(present)[step],
-                learning_rates=blank,
+                learning_rates=blank if learning_rates is None else np.asarray(learning_rates),
             )
             history.append(snapshot)
-            yield Report(snapshot, history, log_step=step, **more)
+            yield Report(snapshot, history, **{"log_step": step, "num_readings": step + 1, **more})
 
     return make
 

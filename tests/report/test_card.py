@@ -55,6 +55,15 @@ def test_the_card_is_renewed_at_onsets_recoveries_and_the_end(reports_of) -> Non
     assert shown[-1][0] == card([SICK], 5)
 
 
+def test_a_long_run_counts_the_readings_that_its_history_has_lost(report_of) -> None:
+    """The card tells how many readings were judged, not how many rows are kept of them."""
+    shown: list[str] = []
+    sink = CardSink(lambda text, _: shown.append(text))
+    sink.write(report_of([[1.0]] * 3, num_readings=70_000))
+    sink.close()
+    assert shown == ["No fault in 70000 readings."]
+
+
 def test_a_run_without_a_reading_shows_nothing() -> None:
     """A card of nothing is not shown."""
     shown: list[str] = []

@@ -35,6 +35,7 @@ SICK = Diagnosis(
     measured="every layer back multiplies the gradient by 0.14",
     cause="20 x sigmoid",
 )
+LASTING = "VANISHING in net.0, net.2, net.4 and 2 more since step 3"
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +193,7 @@ class TestOnset:
 
     def test_plain_words_come_first_and_a_way_out_last(self) -> None:
         """A full block has what, measured, why, do, more and the rule, in this order."""
-        remedy = Remedy("use relu", "keeps its slope", SICK)
+        remedy = Remedy("use relu", "keeps its slope", SICK, code="F.relu(x)")
         second = Remedy("second", "not shown", SICK)
         first = "net.0, net.2, net.4"
         text = onset_text(replace(SICK, remedies=(remedy, second)), 21, "optimizer_1", "see there")
@@ -200,10 +201,18 @@ class TestOnset:
             f"GradWatch  step 3 [optimizer_1]  VANISHING: {SICK.message} (5 of 21 layers: {first} and 2 more)",
             "  measured   every layer back multiplies the gradient by 0.14",
             "  why        20 x sigmoid",
-            "  do         use relu (keeps its slope)",
-            "  more       see there",
+            "  do         use relu",
+            "  more       lines to paste and all numbers: see there",
             "  rule       vanishing.depth",
         ]
+
+    def test_lines_to_paste_are_promised_where_there_are_any(self) -> None:
+        """A way out without code, and none at all, point to the place without a promise."""
+        for remedies in ((Remedy("wait", "may pass", SICK),), ()):
+            text = onset_text(replace(SICK, remedies=remedies), 21, more="see there")
+            assert "\n  more       see there\n" in text
+        with_code = (Remedy("use relu", "keeps its slope", SICK, code="F.relu(x)"),)
+        assert "more " not in onset_text(replace(SICK, remedies=with_code, layers=("a",)), 21)
 
     def test_what_is_not_known_has_no_line(self) -> None:
         """An onset with nothing but a message is a line and its rule."""
@@ -222,9 +231,11 @@ class TestOnset:
         assert "onset number" not in onset_text(SICK, 5)
 
     def test_a_recovery_is_one_line(self) -> None:
-        """It says when, what and since when."""
+        """It says when, what, where and since when, and of which optimizer where there are several."""
         over = replace(SICK, recovered_at=412, symptom=Symptom.NON_FINITE)
-        assert recovery_text(over) == "GradWatch  step 412  recovered: NON-FINITE (since step 3)"
+        words = "recovered: NON-FINITE in net.0, net.2, net.4 and 2 more (since step 3)"
+        assert recovery_text(over) == f"GradWatch  step 412  {words}"
+        assert recovery_text(over, "optimizer_1") == f"GradWatch  step 412 [optimizer_1]  {words}"
 
 
 class TestLines:
@@ -240,15 +251,25 @@ class TestLines:
     def test_health_names_the_range_and_the_factor(self, report_of) -> None:
         """The line tells the least and the largest norm of the present layers, and the factor where it is known."""
         report = report_of([[0.02, 3.0, np.nan]], present=[[True, True, False]], optimizer_label="optimizer_1")
-        text = healthy_text(report, 0.98)
+        text = healthy_text(report, ["fc0", "fc1", "fc2"], 0.98)
         assert "step 0 [optimizer_1]  gradients reach all 2 layers" in text
         assert "(norms 0.02 to 3, x0.98 a layer back; parameter gradients only)" in text
-        assert "a layer back" not in healthy_text(report, None)
-        assert "none present" in healthy_text(report_of([[1.0]], present=[[False]]), None)
+        assert "a layer back" not in healthy_text(report, [], None)
+
+    def test_health_names_layers_that_no_gradient_reached(self, report_of) -> None:
+        """Trainable layers that the optimizer holds and that are absent are named; frozen and others' are not."""
+        report = report_of(
+            [[0.02, 3.0, np.nan, np.nan, np.nan]],
+            present=[[True, True, False, False, False]],
+            layers=["a", "b", "unused", "frozen", "another's"],
+            learning_rates=[0.1, 0.1, 0.1, 0.1, np.nan],
+        )
+        text = healthy_text(report, {"a", "b", "unused", "another's"}, None)
+        assert "gradients reach 2 of 3 layers, but not unused (norms 0.02 to 3;" in text
 
     def test_a_healthy_run_closes_with_three_lines(self) -> None:
         """What was seen, where the picture is, what it cost."""
-        assert closing_text(40, [], "x.png", 1.25, 0.0123, None).split("\n") == [
+        assert closing_text(40, 0, [], "x.png", "1.2 s, 1.2% of the run", None).split("\n") == [
             "GradWatch  seen       no fault in 40 readings",
             "           picture    x.png",
             "           cost       1.2 s, 1.2% of the run",
@@ -260,20 +281,27 @@ class TestLines:
             (0, [], "no gradient was ever seen, so nothing can be said about this run"),
             (9, ["n"], "no fault in 9 readings, 1 notice"),
             (9, ["n", "n"], "no fault in 9 readings, 2 notices"),
-            (9, ["w"], "VANISHING since step 3 (9 readings)"),
-            (9, ["w", "r", "n"], "VANISHING since step 3, 1 recovered (9 readings)"),
+            (9, ["w"], f"{LASTING} (9 readings)"),
+            (9, ["w", "r", "n"], f"{LASTING}; 1 recovered (9 readings)"),
+            (9, ["w"] * 5, f"{LASTING}; {LASTING}; {LASTING}; 2 more (9 readings)"),
             (9, ["r", "r"], "2 recovered (9 readings)"),
         ],
     )
     def test_the_end_tells_what_lasts_and_what_is_over(self, num_readings: int, faults: list[str], seen: str) -> None:
         """Lasting warnings are named, recovered ones and notices counted."""
         kinds = {"w": SICK, "n": replace(SICK, severity="notice"), "r": replace(SICK, recovered_at=5)}
-        text = closing_text(num_readings, [kinds[fault] for fault in faults], "x.png", 0.0, 0.0, None)
+        text = closing_text(num_readings, 0, [kinds[fault] for fault in faults], "x.png", "0.0 s", None)
         assert text.split("\n")[0] == f"GradWatch  seen       {seen}"
+
+    @pytest.mark.parametrize(("number", "words"), [(1, "1 step dropped"), (7, "7 steps dropped")])
+    def test_steps_that_a_loss_scaler_dropped_are_counted(self, number: int, words: str) -> None:
+        """Dropped steps are told beside what was seen, whatever that is."""
+        assert f"in 40 readings; {words} by the loss scaler\n" in closing_text(40, number, [], "x.png", "0 s", None)
+        assert f"this run; {words} by the loss scaler\n" in closing_text(0, number, [], "x.png", "0 s", None)
 
     def test_a_run_that_was_not_watched_to_the_end_says_so_first(self) -> None:
         """A monitor that died must not look like health."""
-        lines = closing_text(40, [], "x.png", 0.0, 0.0, "KeyError: 'x'").split("\n")
+        lines = closing_text(40, 0, [], "x.png", "0.0 s", "KeyError: 'x'").split("\n")
         assert lines[0].endswith("SWITCHED OFF during the run, what follows is incomplete: KeyError: 'x'")
-        assert lines[1] == "GradWatch  seen       no fault in 40 readings"
+        assert lines[1] == "           seen       no fault in 40 readings"
         assert len(lines) == 4

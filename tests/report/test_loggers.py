@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_gradwatch.report.log import LogSink
 from lightning_gradwatch.report.loggers import picture_place, sinks_for
 from lightning_gradwatch.report.picture import heatmap_of
 from lightning_gradwatch.report.scalars import SCALARS
+from lightning_gradwatch.report.sink import SinkRow
 
 SICK = Diagnosis("vanishing.depth", Symptom.VANISHING, layers=("fc0",), step=2, message="little")
 
@@ -167,11 +169,39 @@ def test_the_person_is_told_where_the_picture_is(lightning, tmp_path: Path) -> N
     tensorboard = lightning.loggers.TensorBoardLogger(tmp_path)
     table = lightning.loggers.CSVLogger(tmp_path)
     wandb = type("WandbLogger", (), {})()
-    assert picture_place([table, tensorboard], tmp_path) == f"tensorboard --logdir {tmp_path}"
+    assert picture_place([table, tensorboard], tmp_path) == f"tensorboard --logdir {tensorboard.log_dir}"
     assert picture_place([table, wandb], tmp_path) == "gradwatch/heatmap in Weights & Biases"
     assert picture_place([table], tmp_path) == str(tmp_path / "gradwatch" / "heatmap.png")
-    assert picture_place([], None) == "none in this kind of run"
+    assert picture_place([], None) == "none (this kind of run writes no files)"
     assert picture_place([tensorboard], tmp_path, heatmap=False) == "switched off (heatmap=False)"
+
+
+def test_a_logger_whose_writer_fails_costs_what_it_would_have_shown(run, tmp_path: Path, caplog) -> None:
+    """The writer is asked for only when something is written; picture and card go, scalars, log and file go on."""
+
+    class TensorBoardLogger:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        @property
+        def experiment(self) -> Any:
+            raise OSError("no writer")
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.steps.append(step)
+
+    logger = TensorBoardLogger()
+    row = SinkRow(sinks_for([logger], tmp_path), logging.getLogger("lightning_gradwatch"))
+    assert caplog.messages == []
+    for report in run:
+        row.write(report)
+    row.close()
+    failed = [message for message in caplog.messages if "failed and is switched off" in message]
+    assert [message.split()[2] for message in failed] == ["PictureSink", "CardSink"]
+    assert all(message.endswith("OSError: no writer") for message in failed)
+    assert logger.steps == [0, 1, 2, 3, 4]
+    assert any("VANISHING" in message for message in caplog.messages)
+    assert (tmp_path / "gradwatch" / "diagnoses.jsonl").read_text().count("vanishing.depth") >= 1
 
 
 def test_the_log_names_the_file_of_diagnoses(run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
