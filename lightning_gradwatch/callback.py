@@ -230,7 +230,9 @@ class GradWatch(Callback):
             tells=trainer.is_global_zero,
             clips_elsewhere=_clips(trainer, pl_module),
         )
-        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+        # An optimizer that only meets Lightning's protocol need not have torch's hooks.
+        registers = [getattr(optimizer, "register_step_post_hook", None) for optimizer in trainer.optimizers]
+        self._hooks = [register(self._after_step) for register in registers if register is not None]
 
     @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -373,5 +375,7 @@ def _unscales_itself(optimizer: Optimizer) -> bool:
 
 
 def _clips(trainer: Trainer, pl_module: LightningModule) -> bool:
-    own = type(pl_module).configure_gradient_clipping.__qualname__ != "LightningModule.configure_gradient_clipping"
+    """Tell whether the gradients may be changed after our hook: by the Trainer, or by the module's own hooks."""
+    hooks = (type(pl_module).configure_gradient_clipping, type(pl_module).on_before_optimizer_step)
+    own = any(hook.__qualname__.partition(".")[0] not in ("LightningModule", "ModelHooks") for hook in hooks)
     return bool(trainer.gradient_clip_val) or own

@@ -59,6 +59,7 @@ class _Pending:
     optimizer: OptimizerDescription
     gradient_scale: float
     scaled: bool
+    unscales: bool
     wanted: bool
     measured: GradientNorms | None
     stepped: bool = False
@@ -154,8 +155,11 @@ class Watch:
         self._pending.clear()
         self._loss = None
         names = [layer.name for layer in self._reader.layers]
-        if not self.history.layers:
-            self.history = GradientHistory(names)
+        if list(self.history.layers[: len(names)]) != names:
+            # Another model: nothing that is known is about it.
+            self.history, self._judge = GradientHistory(names), Judge(self.settings, self._warn)
+            self._counts.clear()
+            self._num_readings = 0
         if self._saved is not None:
             self._restore_or_start_afresh(self._saved, names)
             self._saved = None
@@ -223,7 +227,7 @@ class Watch:
         wanted = wanted or not snapshot.finite
         again = measured if self._clips_elsewhere else None
         about = describe_optimizer(optimizer)
-        self._pending[number] = _Pending(snapshot, about, gradient_scale, scaler is not None, wanted, again)
+        self._pending[number] = _Pending(snapshot, about, gradient_scale, scaler is not None, unscales, wanted, again)
         if snapshot.finite or scaler is not None:
             self._poisoned.clean()
         elif self._poisoned.handle_(optimizer):
@@ -347,7 +351,10 @@ class Watch:
         if self.disabled_reason is not None:
             raise AssertionError(f"GradWatch was switched off, so nothing is known: {self.disabled_reason}")
         if not self._num_readings:
-            raise AssertionError("GradWatch saw no gradient, so nothing is known: was the model trained with it?")
+            raise AssertionError(
+                "GradWatch saw no gradient, so nothing is known. Was the model trained with it, and in this process? "
+                "(With ddp_spawn and ddp_fork what was seen stays in the processes that trained.)"
+            )
         wanted = [symptom.value for symptom in Symptom] if symptoms is None else list(symptoms)
         sick = [d for d in self.diagnoses if d.severity == "warning" and d.symptom.value in wanted]
         sick = [d for d in sick if d.recovered_at is None or d.recovered_at > after_step or d.step >= after_step]
@@ -389,7 +396,9 @@ class Watch:
 
     def _overflows(self, number: int, pending: _Pending) -> bool:
         """Tell whether a loss scaler dropped the step and may yet find its scale."""
-        if not pending.scaled or pending.stepped:
+        # An optimizer that unscales by itself steps in name even where it leaves the weights alone.
+        dropped = not pending.stepped or (pending.unscales and not pending.snapshot.finite)
+        if not pending.scaled or not dropped:
             self._overflows_in_a_row[number] = 0
             return False
         self.overflowed_steps += 1

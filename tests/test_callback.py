@@ -682,3 +682,77 @@ def test_acting_on_a_fused_optimizer_under_a_scaler_is_refused(pl, tmp_path, dat
     trainer = trainer_in(pl, tmp_path, GradWatch(on_nonfinite="skip"), plugins=[scaled(pl)])
     with pytest.raises(ValueError, match="fused=True under precision='16-mixed'"):
         trainer.fit(module, data)
+
+
+def test_overflows_of_a_fused_optimizer_are_no_fault(pl, tmp_path, data):
+    """A fused optimizer steps in name when the scaler finds an overflow; that is counted as dropped all the same."""
+    module = module_in(pl, optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=True))
+    watch = GradWatch(stop_on=["non_finite"])
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=4, plugins=[scaled(pl, init_scale=2.0**120)])
+    trainer.fit(module, data)
+    assert trainer.global_step == 4
+    assert watch.diagnoses == []
+    assert watch.overflowed_steps >= 1
+
+
+def test_gradients_that_the_module_repairs_are_no_fault(pl, tmp_path, data):
+    """What a module's own ``on_before_optimizer_step`` does to the gradients is what counts."""
+
+    def on_before_optimizer_step(self, optimizer):
+        for parameter in self.parameters():
+            torch.nan_to_num_(parameter.grad)
+
+    hooks = {"training_step": poisoned({2}), "on_before_optimizer_step": on_before_optimizer_step}
+    module, watch = module_in(pl, **hooks), GradWatch()
+    record = oracle(module)
+    trainer_in(pl, tmp_path, watch).fit(module, data)
+    assert watch.diagnoses == []
+    assert np.isnan(watch.history.norms[2]).all()
+    close(watch.history, record, "clipped_norms")
+
+
+@pytest.mark.parametrize("defaults", [{"lr": None}, {}])
+def test_an_optimizer_without_a_learning_rate_is_watched(pl, tmp_path, data, defaults):
+    """An optimizer that chooses its own step (Adafactor) is measured; its rate is not known."""
+
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, defaults)
+
+        def step(self, closure=None):
+            return closure()
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch).fit(module_in(pl, optimizer=Own), data)
+    assert watch.disabled_reason is None
+    assert np.isnan(watch.history.learning_rates).all()
+
+
+def test_another_model_in_the_same_trainer_starts_anew(pl, tmp_path, data):
+    """What is known of one model is not told of another."""
+    watch = GradWatch()
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=1)
+    trainer.fit(module_in(pl), data)
+    trainer.fit_loop.max_epochs = 2
+    other = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    trainer.fit(module_in(pl, other), data)
+    assert watch.disabled_reason is None
+    assert watch.history.layers == ("net.0", "net.1")
+    assert watch.history.steps.tolist() == list(range(8, 16))
+
+
+def test_a_branch_that_is_multiplied_by_zero_is_a_notice(pl, tmp_path, data):
+    """A first layer whose output does not count is told, and is no warning while the others learn."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, inputs):
+            return self.head(torch.relu(self.body(inputs + 0 * self.unused(inputs))))
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=200).fit(module_in(pl, Net()), data)
+    assert [(d.rule, d.severity, d.layers) for d in watch.diagnoses] == [("dead", "notice", ("net.unused",))]
+    assert watch.remedies == []

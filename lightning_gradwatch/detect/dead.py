@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
+from lightning_gradwatch.detect.progress import outcome_of
 from lightning_gradwatch.measure.snapshot import BoolArray
 
 
@@ -17,11 +18,13 @@ class DeadRule:
 
     A zero is not a small number: no loss scale and no optimizer makes up for it. A LoRA pair starts with one zero
     gradient and a residual branch with a zero scale with one or two, so a few readings decide nothing. A loss of
-    exactly zero has nothing left to teach and is no fault. It is a warning where the gradient is cut: from some layer
-    back to the input everything is zero; a single layer (an expert that no sample chose) is a notice.
+    exactly zero has nothing left to teach and is no fault. It is a warning where the gradient is cut, so that from some
+    layer back to the input everything is zero, and that is half of the layers or the loss does not fall. Otherwise (an
+    expert that no sample chose, a branch that is multiplied by zero) it is a notice.
 
     Attributes:
         num_readings: How many readings in a row. Ours: zero starts (LoRA, ReZero, Fixup) end within 2 readings.
+        horizon: How many readings it takes to tell that the loss does not fall; as in ``DepthRule``.
 
     Example:
         >>> DeadRule().num_readings
@@ -29,6 +32,7 @@ class DeadRule:
     """
 
     num_readings: int = 10
+    horizon: int = 100
 
     def __post_init__(self) -> None:
         """Refuse a number of readings that is no number."""
@@ -43,18 +47,21 @@ class DeadRule:
         recent = slice(-self.num_readings, None)
         present = readings.present[recent]
         dead: BoolArray = np.logical_and.reduce(present & (readings.norms[recent] == 0), axis=0)
+        filled = np.array([layer.num_parameters > 0 for layer in observations.layers])
+        dead &= filled
         if not dead.any():
             return
-        ever_present: BoolArray = np.logical_or.reduce(present, axis=0)
+        ever_present: BoolArray = np.logical_or.reduce(present, axis=0) & filled
         living = observations.order[ever_present[observations.order]]
         layers = living[dead[living]]
         cut = bool(dead[living[: len(layers)]].all())
         ever = bool((readings.norms[:, layers] > 0).any())
         everywhere = len(layers) == len(living)
+        harms = 2 * len(layers) >= len(living) or outcome_of(observations, self.horizon) is False
         yield Diagnosis(
             rule="dead",
             symptom=Symptom.DEAD,
-            severity="warning" if cut else "notice",
+            severity="warning" if cut and harms else "notice",
             optimizer=observations.optimizer,
             layers=observations.names(layers),
             step=observations.step,

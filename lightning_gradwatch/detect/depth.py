@@ -12,7 +12,7 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Severi
 from lightning_gradwatch.detect.progress import (
     PLAIN_OPTIMIZERS,
     RESCALING_OPTIMIZERS,
-    loss_has_fallen,
+    outcome_of,
     relative_updates,
 )
 from lightning_gradwatch.measure.history import WINDOW
@@ -123,6 +123,8 @@ class DepthRule:
         horizon: Ours: networks that Adam saves show it within 100 readings.
         min_level: Weight gradients below this share of the weights, in every layer and with a learning rate of up to
             1, change nothing in float32. Amazon SageMaker Debugger's WeightUpdateRatio flags 1e-8.
+        min_r2: Share of the variance along depth that the fitted line has to explain; below it, single layers are odd
+            and depth is not the reason. Ours: it silences no sick run.
 
     Example:
         >>> DepthRule().notice
@@ -140,6 +142,7 @@ class DepthRule:
     min_share: float = 1e-3
     horizon: int = 100
     min_level: float = 1e-8
+    min_r2: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse bounds that contradict each other."""
@@ -158,7 +161,7 @@ class DepthRule:
             yield from self._level(observations)
             return
         profile = depth_profile(observations) if _may_be_steep(levels, self.suspect) else None
-        if profile is None:
+        if profile is None or profile.r2 < self.min_r2:
             return
         if profile.attenuation >= self.suspect:
             yield from self._vanishing(observations, profile)
@@ -167,7 +170,7 @@ class DepthRule:
 
     def _vanishing(self, observations: Observations, profile: DepthProfile) -> Iterator[Diagnosis]:
         starved = self._starved(observations, profile)
-        outcome = loss_has_fallen(observations.loss, self.horizon)
+        outcome = outcome_of(observations, self.horizon)
         if starved is not None or outcome is False:
             severity: Severity = "warning"
         elif profile.attenuation >= self.notice:
@@ -209,7 +212,7 @@ class DepthRule:
         return least if least < self.min_update and least < self.min_share * most else None
 
     def _exploding(self, observations: Observations, profile: DepthProfile) -> Iterator[Diagnosis]:
-        outcome = loss_has_fallen(observations.loss, self.horizon)
+        outcome = outcome_of(observations, self.horizon)
         # Late in training the last bias has settled and its gradient is small: only the start tells explosion.
         if outcome is not False and len(observations.loss) > self.horizon // 2:
             return
@@ -240,7 +243,7 @@ class DepthRule:
         ratios = readings.norms[-1][present] / np.maximum(readings.weight_norms[-1][present], 1e-30)
         rates = np.maximum(readings.learning_rates[-1][present], 1.0)
         small = np.isfinite(ratios) & (ratios > 0) & (ratios * rates < self.min_level)
-        outcome = loss_has_fallen(observations.loss, self.horizon)
+        outcome = outcome_of(observations, self.horizon)
         if len(present) < _MIN_LAYERS or not small.all() or outcome:
             return
         worst = present[np.argsort(ratios, kind="stable")]

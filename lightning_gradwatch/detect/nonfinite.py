@@ -36,7 +36,8 @@ class NonFiniteRule:
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield one diagnosis, the layer nearest the output first."""
         readings = observations.gradients
-        norms = readings.norms[-1]
+        # After clipping: what someone has repaired before the optimizer used it does no harm.
+        norms = readings.clipped_norms[-1]
         sick = readings.present[-1] & ~np.isfinite(norms)
         if not sick.any():
             return

@@ -24,6 +24,8 @@ _SETTLING = 10
 _FALL = 0.05
 # Ours: sick runs reached 3.4 standard errors, healthy ones at least 4.1 beside a fall of 17%.
 _STANDARD_ERRORS = 6.0
+# Ours: a learning rate that grew by more than this within half a horizon is warming up.
+_RISE = 1.05
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -79,3 +81,22 @@ def loss_has_fallen(losses: FloatArray, horizon: int) -> bool | None:
     if fall > _FALL * abs(float(np.median(early))) or fall > _STANDARD_ERRORS * max(error, _TINY):
         return True
     return False if len(known) >= horizon else None
+
+
+def outcome_of(observations: Observations, horizon: int) -> bool | None:
+    """Tell whether training shows in the loss, as far as that can be asked.
+
+    While the learning rate still rises (warm-up), a loss that has not fallen decides nothing.
+
+    Args:
+        observations: Readings of one optimizer.
+        horizon: How many readings it takes to tell that the loss has not fallen.
+
+    Returns:
+        True or False; None while that is open.
+    """
+    fallen = loss_has_fallen(observations.loss, horizon)
+    rates = observations.gradients.learning_rates[-horizon // 2 :]
+    known = rates[:, ~np.isnan(rates).all(axis=0)]
+    rises = known.size > 0 and float(np.nanmax(known[-1])) > _RISE * float(np.nanmax(known[0]))
+    return None if fallen is False and rises else fallen

@@ -166,7 +166,7 @@ class _Graph:
 
     def reaches_batch_norm(self, output: Any) -> bool:
         """Tell whether a batch normalization follows with nothing but reshapes between."""
-        return any(_name(node) in _BATCH_NORMS for node in self._past(output, _RESHAPES))
+        return any(_cancels_bias(node) for node in self._past(output, _RESHAPES))
 
 
 def _forward_order(root: Any, max_nodes: int) -> list[Any]:
@@ -202,6 +202,15 @@ def _activation(node: Any) -> str | None:
     if name == "Elu" and node._saved_scale != 1:
         return "selu"
     return ACTIVATIONS.get(name)
+
+
+def _cancels_bias(node: Any) -> bool:
+    """Tell whether a normalization subtracts the mean of each channel by itself, and with it any bias."""
+    name = _name(node)
+    if name == "NativeGroupNorm":
+        # One channel a group; the operation keeps both numbers for its backward pass.
+        return getattr(node, "_saved_group", 0) == getattr(node, "_saved_C", None)
+    return name in _BATCH_NORMS
 
 
 def _ends(name: str) -> bool:

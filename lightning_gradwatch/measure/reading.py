@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ class Reader:
         bias_norms = np.full(num_layers, np.nan)
         bias_norms[layer[biases]] = host.norms[biases] / gradient_scale
         rates = np.full(num_layers, np.nan)
-        by_group = np.array([float(group["lr"]) for group in optimizer.param_groups])
+        by_group = np.array([_learning_rate(group) for group in optimizer.param_groups])
         rates[state.index.layer] = by_group[state.index.group]
         return GradientSnapshot(
             step=step,
@@ -201,6 +202,12 @@ class Reader:
         self.layers = layers + stray_layers(layers, parameters)
         self._graphs_left = max(self._graphs_left, 1)
         self._describe()
+
+
+def _learning_rate(group: Mapping[str, Any]) -> float:
+    """Return a group's learning rate, NaN where the optimizer chooses its own (Adafactor's relative step)."""
+    rate = group.get("lr")
+    return float("nan") if rate is None else float(rate)
 
 
 def describe_optimizer(optimizer: Optimizer) -> OptimizerDescription:

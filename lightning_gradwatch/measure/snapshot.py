@@ -99,8 +99,8 @@ class GradientSnapshot:
 
     @property
     def finite(self) -> bool:
-        """Whether every gradient is finite."""
-        return bool(np.isfinite(self.norms[self.present]).all())
+        """Whether every gradient is finite as the optimizer uses it, so after clipping."""
+        return bool(np.isfinite(self.clipped_norms[self.present]).all())
 
 
 def widened(snapshot: GradientSnapshot, num_layers: int) -> GradientSnapshot:

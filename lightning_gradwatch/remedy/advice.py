@@ -118,6 +118,9 @@ def _sick_and_alike(
 def _against_vanishing(
     diagnosis: Diagnosis, standings: Sequence[WeightStanding], activations: Mapping[str, str | None]
 ) -> list[Remedy]:
+    if diagnosis.symptom is Symptom.DEAD and diagnosis.severity == "notice":
+        # A branch that nothing chose is not cured by other weights.
+        return []
     saturating = [s for s in standings if activations[s.layer] in _SATURATING]
     if len(saturating) > len(standings) / 2:
         return [_replace_activation(diagnosis, saturating)]

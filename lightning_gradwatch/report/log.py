@@ -27,7 +27,7 @@ class TrainingLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record once."""
-        if _handled_above(logging.getLogger(record.name)):
+        if _handled_above(logging.getLogger(record.name), record.levelno):
             return
         try:
             # tqdm clears its bars and draws them again; rich replaces sys.stderr while its bars are shown.
@@ -36,10 +36,14 @@ class TrainingLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
             self.handleError(record)
 
 
-def _handled_above(logger: logging.Logger) -> bool:
+def _takes(handler: logging.Handler, level: int) -> bool:
+    return not isinstance(handler, (TrainingLogHandler, logging.NullHandler)) and level >= handler.level
+
+
+def _handled_above(logger: logging.Logger, level: int) -> bool:
     current: logging.Logger | None = logger
     while current is not None:
-        if any(not isinstance(handler, (TrainingLogHandler, logging.NullHandler)) for handler in current.handlers):
+        if any(_takes(handler, level) for handler in current.handlers):
             return True
         current = current.parent if current.propagate else None
     return False
@@ -54,6 +58,8 @@ def training_logger() -> logging.Logger:
     logger = logging.getLogger(LOGGER_NAME)
     if not any(isinstance(handler, TrainingLogHandler) for handler in logger.handlers):
         logger.addHandler(TrainingLogHandler())
+    # logging.config.dictConfig switches off, by default, every logger that it does not name.
+    logger.disabled = False
     if logger.level == logging.NOTSET and logging.getLogger().level <= logging.WARNING:
         logger.setLevel(logging.INFO)
     return logger
@@ -124,7 +130,8 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
 
 def _named(layers: Sequence[str]) -> str:
     rest = len(layers) - _NAMED_LAYERS
-    return ", ".join(layers[:_NAMED_LAYERS]) + (f" and {rest} more" if rest > 0 else "")
+    shown = ", ".join(name.replace("\n", "\\n") for name in layers[:_NAMED_LAYERS])
+    return shown + (f" and {rest} more" if rest > 0 else "")
 
 
 def recovery_text(diagnosis: Diagnosis, optimizer_label: str = "") -> str:
@@ -237,7 +244,10 @@ def closing_text(
 def _seen(num_readings: int, diagnoses: Sequence[Diagnosis]) -> str:
     warnings = [diagnosis for diagnosis in diagnoses if diagnosis.severity == "warning"]
     if not num_readings:
-        return "no gradient was ever seen, so nothing can be said about this run"
+        return (
+            "no gradient was ever seen, so nothing can be said about this run (an optimizer that steps past Lightning, "
+            "as with use_pl_optimizer=False, is not seen)"
+        )
     if not warnings:
         notices = f", {len(diagnoses)} {_plural('notice', len(diagnoses))}" if diagnoses else ""
         return f"no fault in {num_readings} {_plural('reading', num_readings)}{notices}"

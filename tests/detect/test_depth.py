@@ -242,8 +242,25 @@ class TestExploding:
         """Where the last layer alone is off the scale, the largest layer is named instead of none."""
         levels = steep(-6, 12)
         levels[-1] = 1e6
-        (finding,) = RULE(profile_of(levels, loss=FLAT))
+        (finding,) = DepthRule(min_r2=0.0)(profile_of(levels, loss=FLAT))
         assert finding.layers == ("fc0",)
+
+
+class TestDoubt:
+    """What speaks against a claim about depth."""
+
+    def test_a_profile_that_no_line_explains_is_not_judged(self, profile_of) -> None:
+        """Two layers whose bias gradients cancel to noise make no network vanish."""
+        levels = np.array([1e-8, 1e-8, 1.0, 0.5, 1.1, 0.8, 1.2, 0.9])
+        assert list(RULE(profile_of(levels, loss=FLAT))) == []
+
+    def test_a_rising_learning_rate_leaves_the_outcome_open(self, profile_of) -> None:
+        """During warm-up a loss that has not fallen makes no warning; afterwards it does."""
+        rising = np.linspace(1e-4, 1e-2, len(FLAT))[:, None]
+        norms = np.ones((len(FLAT), 10))
+        (early,) = RULE(profile_of(steep(4), norms=norms, loss=FLAT, learning_rate=rising))
+        (late,) = RULE(profile_of(steep(4), norms=norms, loss=FLAT))
+        assert (early.severity, late.severity) == ("notice", "warning")
 
 
 class TestWithoutBiases:
@@ -292,7 +309,8 @@ def test_bounds_that_contradict_each_other_are_refused(more: dict[str, float]) -
         DepthRule(**more)
 
 
-def test_a_horizon_too_short_to_judge_a_loss_is_refused() -> None:
+@pytest.mark.parametrize("horizon", [29, 257])
+def test_a_horizon_that_no_loss_can_be_judged_by_is_refused(horizon: int) -> None:
     """A loss needs thirty readings."""
-    with pytest.raises(ValueError, match=r"`horizon` must be at least 30, or no loss can be judged\. Got 29"):
-        DepthRule(horizon=29)
+    with pytest.raises(ValueError, match=rf"`horizon` must be between 30.* and 256.* Got {horizon}"):
+        DepthRule(horizon=horizon)

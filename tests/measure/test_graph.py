@@ -123,6 +123,14 @@ def test_a_layer_that_feeds_a_batch_norm_is_known(layer, between, x):
         assert read_topology(model(x).sum(), find_layers(model)).feed_batch_norm == expected
 
 
+@pytest.mark.parametrize(("groups", "cancels"), [(4, True), (2, False)])
+def test_a_group_norm_with_one_channel_a_group_cancels_a_bias(groups, cancels):
+    """Only a normalization that subtracts each channel's own mean takes the bias away."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(groups, 4), nn.ReLU())
+    topology = read_topology(net(torch.randn(2, 1, 5, 5)).sum(), find_layers(net))
+    assert (0 in topology.feed_batch_norm) is cancels
+
+
 def test_a_residual_block_keeps_its_activation():
     """The sum with the shortcut changes neither order nor activation."""
     model = Net(lambda x, a, b, c: c(torch.relu(a(x) + b(torch.tanh(a(x))))), linear(), linear(), linear())

@@ -35,6 +35,10 @@ SICK = Diagnosis(
     measured="every layer back multiplies the gradient by 0.14",
     cause="20 x sigmoid",
 )
+UNSEEN = (
+    "no gradient was ever seen, so nothing can be said about this run (an optimizer that steps past Lightning, as with "
+    "use_pl_optimizer=False, is not seen)"
+)
 LASTING = "VANISHING in net.0, net.2, net.4 and 2 more since step 3"
 
 
@@ -278,7 +282,7 @@ class TestLines:
     @pytest.mark.parametrize(
         ("num_readings", "faults", "seen"),
         [
-            (0, [], "no gradient was ever seen, so nothing can be said about this run"),
+            (0, [], UNSEEN),
             (9, ["n"], "no fault in 9 readings, 1 notice"),
             (9, ["n", "n"], "no fault in 9 readings, 2 notices"),
             (9, ["w"], f"{LASTING} (9 readings)"),
@@ -297,7 +301,7 @@ class TestLines:
     def test_steps_that_a_loss_scaler_dropped_are_counted(self, number: int, words: str) -> None:
         """Dropped steps are told beside what was seen, whatever that is."""
         assert f"in 40 readings; {words} by the loss scaler\n" in closing_text(40, number, [], "x.png", "0 s", None)
-        assert f"this run; {words} by the loss scaler\n" in closing_text(0, number, [], "x.png", "0 s", None)
+        assert f"{UNSEEN}; {words} by the loss scaler\n" in closing_text(0, number, [], "x.png", "0 s", None)
 
     def test_a_run_that_was_not_watched_to_the_end_says_so_first(self) -> None:
         """A monitor that died must not look like health."""
