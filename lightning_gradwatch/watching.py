@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,43 +26,18 @@ from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.norms import GradientNorms
 from lightning_gradwatch.measure.reading import Reader, describe_optimizer
-from lightning_gradwatch.measure.snapshot import GradientSnapshot, OptimizerDescription, widened
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, widened
 from lightning_gradwatch.poisoned import PoisonedSteps
 from lightning_gradwatch.remedy.remedy import Remedy
-from lightning_gradwatch.report.log import closing_text, healthy_text, onset_text, start_text, training_logger
+from lightning_gradwatch.report.health import assert_healthy
+from lightning_gradwatch.report.log import closing_text, healthy_text, start_text, training_logger
 from lightning_gradwatch.report.report import Report
 from lightning_gradwatch.report.sink import Sink, SinkRow
 from lightning_gradwatch.settings import Settings
-
-# A loss scale starts at 2^16 and halves at each overflow: after 16 of them in a row the scale is 1 and not the cause;
-# the rest is for a scaler that was told to start higher.
-_MAX_OVERFLOWS = 24
-
+from lightning_gradwatch.steps import LossScaler, PendingStep, Steps
 
 # Raised when what a checkpoint remembers changes its form.
 _STATE_VERSION = 1
-
-
-class LossScaler(Protocol):
-    """What multiplies the loss so that half precision holds its gradients: ``torch.amp.GradScaler``."""
-
-    def get_scale(self) -> float:
-        """Return the factor."""
-        ...
-
-
-@dataclass
-class _Pending:
-    """A step whose gradients were read and which is not yet settled."""
-
-    snapshot: GradientSnapshot
-    optimizer: OptimizerDescription
-    gradient_scale: float
-    scaled: bool
-    unscales: bool
-    wanted: bool
-    measured: GradientNorms | None
-    stepped: bool = False
 
 
 class Watch:
@@ -78,7 +53,7 @@ class Watch:
         self.disabled_reason: str | None = None
         self.seconds = 0.0
         self._timing = False
-        self.overflowed_steps = 0
+        self._steps = Steps(settings.every_n_steps)
         self._logger = training_logger()
         self._judge = Judge(settings, self._warn)
         self._poisoned = PoisonedSteps(settings.on_nonfinite, settings.max_consecutive_skips)
@@ -94,11 +69,7 @@ class Watch:
         self._due = 0
         self._logged: dict[int, int] = {}
         self._loss: Tensor | None = None
-        self._pending: dict[int, _Pending] = {}
-        self._counts: dict[int, int] = {}
-        self._counted: dict[int, int] = {}
         self._norms: dict[int, float] = {}
-        self._overflows_in_a_row: dict[int, int] = {}
         self._acted = False
         self._helpless = False
         # Readings with a gradient in them; thinning takes rows from the history, not from this number.
@@ -152,13 +123,13 @@ class Watch:
         self._tells, self._clips_elsewhere, self._several = tells, clips_elsewhere, num_optimizers > 1
         self._sinks = SinkRow(make_sinks() if tells else (), self._logger)
         self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
-        self._pending.clear()
+        self._steps.pending.clear()
         self._loss = None
         names = [layer.name for layer in self._reader.layers]
         if list(self.history.layers[: len(names)]) != names:
             # Another model: nothing that is known is about it.
             self.history, self._judge = GradientHistory(names), Judge(self.settings, self._warn)
-            self._counts.clear()
+            self._steps = Steps(self.settings.every_n_steps)
             self._num_readings = 0
         if self._saved is not None:
             self._restore_or_start_afresh(self._saved, names)
@@ -210,13 +181,11 @@ class Watch:
         scaler: LossScaler | None,
         unscales: bool,
     ) -> None:
-        if self._counted.get(number) != step:
-            # Not again for each evaluation of a closure: LBFGS comes here several times in one step.
-            if number in self._pending:
+        if self._steps.is_new(number, step):
+            if number in self._steps.pending:
                 self._settle(number)
-            self._counted[number] = step
-            self._counts[number] = self._counts.get(number, 0) + 1
-        wanted = (self._counts[number] - 1) % self.settings.every_n_steps == 0
+            self._steps.begin(number, step)
+        wanted = self._steps.wanted(number)
         if self._reader is None or not (wanted or self.settings.acts):
             return
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
@@ -227,7 +196,9 @@ class Watch:
         wanted = wanted or not snapshot.finite
         again = measured if self._clips_elsewhere else None
         about = describe_optimizer(optimizer)
-        self._pending[number] = _Pending(snapshot, about, gradient_scale, scaler is not None, unscales, wanted, again)
+        self._steps.pending[number] = PendingStep(
+            snapshot, about, gradient_scale, scaler is not None, unscales, wanted, again
+        )
         if snapshot.finite or scaler is not None:
             self._poisoned.clean()
         elif self._poisoned.handle_(optimizer):
@@ -258,7 +229,7 @@ class Watch:
     @harmless
     def after_step(self, number: int) -> None:
         """Note that an optimizer has really stepped, and what its gradients were after clipping."""
-        pending = self._pending.get(number)
+        pending = self._steps.pending.get(number)
         if pending is None or self._reader is None:
             return
         pending.stepped = True
@@ -275,8 +246,8 @@ class Watch:
         Returns:
             The faults that began in it and were told.
         """
-        self._loss = None if self._pending else self._loss
-        for number in list(self._pending):
+        self._loss = None if self._steps.pending else self._loss
+        for number in list(self._steps.pending):
             self._settle(number)
         onsets, self._onsets = tuple(self._onsets), []
         return onsets
@@ -333,6 +304,11 @@ class Watch:
         return self._poisoned.num_skipped
 
     @property
+    def overflowed_steps(self) -> int:
+        """How many steps a loss scaler has dropped."""
+        return self._steps.num_overflows
+
+    @property
     def remedies(self) -> list[Remedy]:
         """Ways out of the faults that last, those of warnings first."""
         lasting = sorted(self._judge.tracker.open(), key=lambda diagnosis: diagnosis.severity == "notice")
@@ -350,17 +326,7 @@ class Watch:
         """Raise AssertionError where a warning was given, or nothing was measured; see ``GradWatch``."""
         if self.disabled_reason is not None:
             raise AssertionError(f"GradWatch was switched off, so nothing is known: {self.disabled_reason}")
-        if not self._num_readings:
-            raise AssertionError(
-                "GradWatch saw no gradient, so nothing is known. Was the model trained with it, and in this process? "
-                "(With ddp_spawn and ddp_fork what was seen stays in the processes that trained.)"
-            )
-        wanted = [symptom.value for symptom in Symptom] if symptoms is None else list(symptoms)
-        sick = [d for d in self.diagnoses if d.severity == "warning" and d.symptom.value in wanted]
-        sick = [d for d in sick if d.recovered_at is None or d.recovered_at > after_step or d.step >= after_step]
-        if sick:
-            num_layers = len(self.history.layers)
-            raise AssertionError("\n".join(onset_text(diagnosis, num_layers) for diagnosis in sick))
+        assert_healthy(self.diagnoses, self._num_readings, len(self.history.layers), symptoms, after_step)
 
     def stops(self, onsets: Sequence[Diagnosis]) -> bool:
         """Tell whether training should end because of what began in the batch."""
@@ -369,11 +335,11 @@ class Watch:
 
     def _settle(self, number: int) -> None:
         """Judge one pending step and tell of it."""
-        pending = self._pending.pop(number)
+        pending = self._steps.pending.pop(number)
         reader = self._reader
         assert reader is not None, "a step is pending only while watching"
         snapshot = widened(pending.snapshot, len(reader.layers))
-        overflow = self._overflows(number, pending)
+        overflow = self._steps.overflows(number, pending)
         if snapshot.present.any() and not overflow:
             self._norms[number] = snapshot.global_norm
         if not pending.wanted:
@@ -393,17 +359,6 @@ class Watch:
         )
         if healthy:
             self._say(healthy_text(report, [about.name for about in reader.descriptions if about.trainable], factor))
-
-    def _overflows(self, number: int, pending: _Pending) -> bool:
-        """Tell whether a loss scaler dropped the step and may yet find its scale."""
-        # An optimizer that unscales by itself steps in name even where it leaves the weights alone.
-        dropped = not pending.stepped or (pending.unscales and not pending.snapshot.finite)
-        if not pending.scaled or not dropped:
-            self._overflows_in_a_row[number] = 0
-            return False
-        self.overflowed_steps += 1
-        self._overflows_in_a_row[number] = self._overflows_in_a_row.get(number, 0) + 1
-        return self._overflows_in_a_row[number] <= _MAX_OVERFLOWS
 
     def _report(self, snapshot: GradientSnapshot, changes: Changes) -> Report:
         return Report(
@@ -435,10 +390,9 @@ class Watch:
             "version": _STATE_VERSION,
             "history": history,
             "judge": self._judge.state_dict(),
-            "counts": [[number, count] for number, count in self._counts.items()],
+            "steps": self._steps.state_dict(),
             "num_readings": self._num_readings,
             "skipped_steps": self.skipped_steps,
-            "overflowed_steps": self.overflowed_steps,
             "clipper": clipper() if clipper else None,
         }
 
@@ -459,8 +413,8 @@ class Watch:
             raise ValueError(f"version {state['version']}, expected {_STATE_VERSION}")
         self.history.load_state_dict(state["history"])
         self._judge.load_state_dict(state["judge"], state["history"]["layers"], names)
-        self._counts = dict(state["counts"])
-        self._num_readings, self.overflowed_steps = state["num_readings"], state["overflowed_steps"]
+        self._steps.load_state_dict(**state["steps"])
+        self._num_readings = state["num_readings"]
         self._poisoned.num_skipped = state["skipped_steps"]
         load = getattr(self.settings.clipper, "load_state_dict", None)
         if load and state["clipper"] is not None:

@@ -139,6 +139,6 @@ def test_nothing_holds_on_to_gradients_after_the_step(data):
     watch.before_step(0, optimizer, 0)
     net.weight.grad.mul_(0.5)
     watch.after_step(0)
-    assert watch._pending[0].measured is None
+    assert watch._steps.pending[0].measured is None
     watch.end_batch()
     assert (watch.history.clipped_norms < watch.history.norms).all()

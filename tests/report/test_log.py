@@ -99,6 +99,19 @@ class TestHandler:
         )
         assert run(body=body) == "one\nroot two\n"
 
+    def test_a_handler_that_takes_errors_only_does_not_silence_us(self) -> None:
+        """A root handler with a level of its own (an error file, a crash reporter) leaves the rest to us."""
+        handler = "handler = logging.StreamHandler()\nhandler.setLevel(logging.ERROR)\n"
+        setup = handler + "logging.getLogger().addHandler(handler)"
+        assert run(setup) == "an info\na warning\n"
+
+    def test_a_configuration_that_disables_existing_loggers_is_undone_at_the_start(self) -> None:
+        """``dictConfig`` switches off, by default, loggers that it does not name; the next start is heard again."""
+        body = (
+            'logging.config.dictConfig({"version": 1})\nlogger.info("unheard")\ntraining_logger()\nlogger.info("heard")'
+        )
+        assert run(body=body) == "heard\n"
+
     def test_a_root_level_above_warning_is_silence(self) -> None:
         """A person who wants errors only gets neither INFO nor WARNING."""
         assert run("logging.basicConfig(level=logging.ERROR)") == ""
