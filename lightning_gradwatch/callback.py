@@ -215,12 +215,10 @@ class GradWatch(Callback):
                 self.core.refuse(unsupported)
             return
         self._fitting = True
-        self._begin(trainer, pl_module)
+        self._begin(trainer, pl_module, _log_directory(trainer))
 
     @harmless
-    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Asked on every rank: Lightning agrees on the directory.
-        directory = _log_directory(trainer)
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, directory: Path | None) -> None:
         self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
         self.core.start(
             pl_module,
@@ -348,6 +346,7 @@ def _unsupported(trainer: Trainer) -> str:
 
 
 def _log_directory(trainer: Trainer) -> Path | None:
+    # Outside of everything that may be switched off: Lightning agrees on the directory with all processes.
     directory = trainer.log_dir
     if directory is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None

@@ -169,7 +169,7 @@ class Watch:
         self._acted = False
         self._read_step(number, optimizer, step, loss, scaler, unscales)
         if self.settings.acts and not self._acted:
-            self._act_unwatched(number, optimizer, step)
+            self._act_unwatched(number, optimizer, step, scaled=scaler is not None)
 
     @harmless
     def _read_step(
@@ -207,7 +207,7 @@ class Watch:
             faults = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.recovered_at is None]
             raise GradientFault(reason, faults)
 
-    def _act_unwatched(self, number: int, optimizer: Optimizer, step: int) -> None:
+    def _act_unwatched(self, number: int, optimizer: Optimizer, step: int, *, scaled: bool) -> None:
         """Go on clipping and dropping after GradWatch had to switch itself off: that was asked for by name."""
         if self._reader is None or self._helpless:
             return
@@ -217,7 +217,7 @@ class Watch:
             self._helpless = True
             self._warn(f"cannot clip or drop steps any more, training goes on without: {type(error).__name__}: {error}")
             return
-        if snapshot.finite:
+        if snapshot.finite or scaled:
             self._poisoned.clean()
         elif self._poisoned.handle_(optimizer):
             raise GradientFault(self._poisoned.reason(snapshot, [layer.name for layer in self._reader.layers]), ())
@@ -279,6 +279,9 @@ class Watch:
     def disable(self, reason: str, error: BaseException | None = None) -> None:
         """Switch off after a failure of our own: said once here, and again in the closing lines."""
         self.disabled_reason = reason
+        # Nothing will settle these any more, and they may refer to gradients.
+        self._steps.pending.clear()
+        self._loss = None
         still = "; `clipper` and `on_nonfinite` go on" if self.settings.acts and self._reader is not None else ""
         self._warn(f"failed and is switched off, training goes on unwatched{still}: {reason}")
         self._logger.debug("GradWatch  where it failed", exc_info=error)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Report
+from lightning_gradwatch.watching import Watch
 
 WIDTH, CLASSES = 8, 3
 
@@ -93,3 +94,20 @@ class RecordingSink:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def train(net: nn.Module, data: Any, watch: Watch, steps: int = 8, rate: float = 0.1, **start: Any) -> None:
+    """Train with plain SGD, calling the core as a driver does."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    watch.start(net, num_optimizers=1, **start)
+    for step, (inputs, labels) in zip(range(steps), data, strict=False):
+        watch.begin_batch(step, due=step % 2 == 1)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+        watch.before_backward(loss)
+        loss.backward()
+        watch.before_step(0, optimizer, step)
+        optimizer.step()
+        watch.after_step(0)
+        watch.end_batch()
+    watch.finish()

@@ -507,6 +507,22 @@ def test_skipping_outlives_an_error_of_our_own(pl, tmp_path, data, monkeypatch):
         trainer_in(pl, tmp_path, watch, max_steps=8).fit(module, data)
 
 
+def test_overflows_do_not_end_training_after_an_error_of_our_own(pl, tmp_path, data, monkeypatch):
+    """What a loss scaler drops is its business, with "raise" and GradWatch switched off as well."""
+    from lightning_gradwatch.judging import Judge
+
+    def fail(self, *args):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Judge, "judge", fail)
+    watch = GradWatch(on_nonfinite="raise")
+    steps = {"training_step": poisoned({4})}
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=6, plugins=[scaled(pl, init_scale=8.0)])
+    trainer.fit(module_in(pl, **steps), data)
+    assert watch.disabled_reason == "ZeroDivisionError: ours"
+    assert trainer.global_step == 6
+
+
 def test_on_diagnosis_is_called_for_the_fault_that_ends_the_run(pl, tmp_path, data):
     """The last diagnosis reaches the person's own code as well."""
     seen = []

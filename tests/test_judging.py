@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import deep_net
+from models import deep_net, train
 from torch import nn
 
 from lightning_gradwatch import Diagnosis, Symptom, judging
@@ -17,17 +17,8 @@ from lightning_gradwatch.watching import Watch
 def watched(net: nn.Module, steps: int = 6, **settings: Any) -> Watch:
     """Watch a few steps of plain SGD on random data."""
     watch = Watch(Settings(**settings))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    watch.start(net, num_optimizers=1)
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(torch.randn(4, 8)), torch.tensor([0, 1, 2, 0]))
-        watch.before_backward(loss)
-        loss.backward()
-        watch.before_step(0, optimizer, step)
-        optimizer.step()
-        watch.after_step(0)
-        watch.end_batch()
+    batches = [(torch.randn(4, 8), torch.tensor([0, 1, 2, 0])) for _ in range(steps)]
+    train(net, batches, watch, steps)
     return watch
 
 

@@ -7,29 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import deep_net, module_in, trainer_in
+from models import deep_net, module_in, train, trainer_in
 from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm, GradWatch
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.watching import Watch
-
-
-def train(net: nn.Module, data: Any, watch: Watch, steps: int = 8, rate: float = 0.1, **start: Any) -> None:
-    """Train with plain SGD, calling the core as a driver does."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    watch.start(net, num_optimizers=1, **start)
-    for step, (inputs, labels) in zip(range(steps), data, strict=False):
-        watch.begin_batch(step, due=step % 2 == 1)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(inputs), labels)
-        watch.before_backward(loss)
-        loss.backward()
-        watch.before_step(0, optimizer, step)
-        optimizer.step()
-        watch.after_step(0)
-        watch.end_batch()
-    watch.finish()
 
 
 def test_a_plain_loop_and_the_trainer_give_the_same_history(pl, tmp_path, data):
@@ -127,6 +110,18 @@ def test_layers_that_appear_during_training_get_columns(data):
     assert watch.disabled_reason is None
     assert watch.history.layers == ("0", "2", "(outside the model) 0")
     assert watch.history.present.tolist() == [[False, True, False]] * 2 + [[False, True, True]] * 2
+
+
+def test_a_watch_that_was_switched_off_holds_on_to_nothing():
+    """After a failure no open step keeps gradients alive."""
+    net = nn.Linear(8, 3)
+    watch = Watch(Settings())
+    watch.start(net, num_optimizers=1, clips_elsewhere=True)
+    net(torch.ones(1, 8)).sum().backward()
+    watch.before_step(0, torch.optim.SGD(net.parameters(), lr=0.1), 0)
+    assert watch._steps.pending[0].measured is not None
+    watch.disable("a failure")
+    assert watch._steps.pending == {}
 
 
 def test_nothing_holds_on_to_gradients_after_the_step(data):
