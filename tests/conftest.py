@@ -11,6 +11,14 @@ from models import CLASSES, WIDTH, RecordingSink
 from torch.utils.data import DataLoader, TensorDataset
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
 def lightning(request: pytest.FixtureRequest) -> Any:
     """Return each of the two packages that hold the same Trainer."""

@@ -12,58 +12,18 @@ import numpy as np
 import pytest
 import torch
 from models import deep_net, healthy_net, module_in, trainer_in
+from oracle import assert_same, saves_gradients
 from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradientFault, GradWatch
 
 
-class SavesGradients:
-    """An oracle: clones what an optimizer uses in ``step`` and computes the layers' norms from it in float64."""
-
-    def __init__(self, names: dict[int, str]) -> None:
-        self.names = names
-        self.norms: list[dict[str, float]] = []
-
-    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        layers: dict[str, list[torch.Tensor]] = {}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    layer = self.names[id(parameter)].rpartition(".")[0]
-                    layers.setdefault(layer, []).append(parameter.grad.double().flatten())
-        self.norms.append({layer: float(torch.cat(parts).norm()) for layer, parts in layers.items()})
-
-
-def oracle(module: Any) -> Any:
-    """Return a module whose optimizer's steps are recorded, and the record."""
-    record = SavesGradients({id(p): name for name, p in module.named_parameters()})
-    make = module.configure_optimizers
-
-    def configure_optimizers() -> Any:
-        optimizers = make()
-        for optimizer in optimizers if isinstance(optimizers, (list, tuple)) else [optimizers]:
-            optimizer.register_step_post_hook(record)
-        return optimizers
-
-    module.configure_optimizers = configure_optimizers
-    return record
-
-
-def close(history: Any, record: Any, column: str = "norms") -> None:
-    """Hold a history against the oracle."""
-    rows = getattr(history, column)
-    assert len(rows) == len(record.norms)
-    for row, expected in zip(rows, record.norms, strict=True):
-        for layer, value in zip(history.layers, row, strict=True):
-            assert value == pytest.approx(expected.get(layer, np.nan), rel=1e-5, nan_ok=True)
-
-
 def test_norms_are_those_of_the_gradients_that_the_optimizer_uses(lightning, tmp_path, data):
     """Every reading equals the norm of the flattened float64 gradients inside ``optimizer.step``."""
     module, watch = module_in(lightning), GradWatch()
-    record = oracle(module)
+    saved = saves_gradients(module)
     trainer_in(lightning, tmp_path, watch, max_steps=8).fit(module, data)
-    close(watch.history, record)
+    assert_same(watch.history, saved)
     assert watch.history.layers == ("net.0", "net.2")
     assert watch.history.steps.tolist() == list(range(8))
     assert watch.disabled_reason is None
@@ -105,9 +65,9 @@ def test_each_optimizer_is_read_over_its_own_parameters(pl, tmp_path, data):
 
     module = module_in(pl, training_step=training_step, configure_optimizers=configure_optimizers)
     module.automatic_optimization = False
-    record, watch = oracle(module), GradWatch()
+    saved, watch = saves_gradients(module), GradWatch()
     trainer_in(pl, tmp_path, watch, max_steps=6).fit(module, data)
-    close(watch.history, record)
+    assert_same(watch.history, saved)
     assert watch.history.optimizers.tolist() == [0, 1, 0, 1, 0, 1]
     assert watch.history.present.tolist() == [[True, False], [False, True]] * 3
 
@@ -122,9 +82,9 @@ def test_accumulated_batches_are_one_reading_with_the_mean_loss(pl, tmp_path, da
         return loss
 
     module, watch = module_in(pl, training_step=training_step), GradWatch()
-    record = oracle(module)
+    saved = saves_gradients(module)
     trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=1, accumulate_grad_batches=4).fit(module, data)
-    close(watch.history, record)
+    assert_same(watch.history, saved)
     assert watch.history.losses == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
 
 
@@ -187,10 +147,10 @@ def test_the_clipper_does_what_torch_does(pl, tmp_path, data):
 def test_norms_after_someone_elses_clipping_are_read_as_well(pl, tmp_path, data):
     """Where the Trainer clips by value, the norms before and after are both true."""
     module, watch = module_in(pl), GradWatch()
-    record = oracle(module)
+    saved = saves_gradients(module)
     trainer = trainer_in(pl, tmp_path, watch, gradient_clip_val=0.01, gradient_clip_algorithm="value")
     trainer.fit(module, data)
-    close(watch.history, record, "clipped_norms")
+    assert_same(watch.history, saved, "clipped_norms")
     assert (watch.history.norms > watch.history.clipped_norms).all()
 
 
@@ -470,11 +430,11 @@ def test_clipping_outlives_an_error_of_our_own(pl, tmp_path, data, monkeypatch, 
 
     monkeypatch.setattr(Judge, "judge", fail)
     module = module_in(pl)
-    record, watch = oracle(module), GradWatch(clipper=ClipByGlobalNorm(0.1))
+    saved, watch = saves_gradients(module), GradWatch(clipper=ClipByGlobalNorm(0.1))
     trainer_in(pl, tmp_path, watch, max_steps=4).fit(module, data)
     assert watch.disabled_reason == "ZeroDivisionError: ours"
     assert "`clipper` and `on_nonfinite` go on" in caplog.text
-    norms = [np.sqrt(sum(norm**2 for norm in step.values())) for step in record.norms]
+    norms = [np.sqrt(sum(norm**2 for norm in step.values())) for step in saved.steps]
     assert norms == pytest.approx([0.1] * 4, rel=1e-4)
 
 
@@ -720,11 +680,11 @@ def test_gradients_that_the_module_repairs_are_no_fault(pl, tmp_path, data):
 
     hooks = {"training_step": poisoned({2}), "on_before_optimizer_step": on_before_optimizer_step}
     module, watch = module_in(pl, **hooks), GradWatch()
-    record = oracle(module)
+    saved = saves_gradients(module)
     trainer_in(pl, tmp_path, watch).fit(module, data)
     assert watch.diagnoses == []
     assert np.isnan(watch.history.norms[2]).all()
-    close(watch.history, record, "clipped_norms")
+    assert_same(watch.history, saved, "clipped_norms")
 
 
 @pytest.mark.parametrize("defaults", [{"lr": None}, {}])
