@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, tensor
+from torch import Tensor, float64, tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
@@ -42,9 +43,16 @@ else:
 _CHECKPOINT_KEY = "lightning_gradwatch"
 # Their gradients are shards in a form that only the engine can put together.
 _UNSUPPORTED_STRATEGIES = {
-    "DeepSpeedStrategy": "DeepSpeed keeps the gradients in its engine, which can clip and log their global norm",
+    "DeepSpeedStrategy": "DeepSpeed keeps the gradients in its engine; gradwatch/global_norm is the engine's own, "
+    "without layers and diagnoses; ModelParallelStrategy (FSDP2) can be watched layer by layer",
     "FSDPStrategy": "FSDP1 keeps flat shards of the gradients; use ModelParallelStrategy (FSDP2) to watch them",
 }
+
+
+_FORKED = (
+    "training runs in processes of its own (ddp_spawn, ddp_fork, ddp_notebook): the `watch` of the process that called "
+    "fit() stays empty; this log, the logger and the log directory have everything"
+)
 
 
 class GradWatch(Callback):
@@ -215,9 +223,11 @@ class GradWatch(Callback):
                 self.core.refuse(unsupported)
             return
         self._fitting = True
-        self._begin(trainer, pl_module, _log_directory(trainer))
+        directory = _log_directory(trainer)
+        # Also where an earlier fit has switched GradWatch off: other processes may not know of it.
+        with self.core.guarded():
+            self._begin(trainer, pl_module, directory)
 
-    @harmless
     def _begin(self, trainer: Trainer, pl_module: LightningModule, directory: Path | None) -> None:
         self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
         self.core.start(
@@ -227,6 +237,8 @@ class GradWatch(Callback):
             picture=picture_place(trainer.loggers, directory, heatmap=self.settings.heatmap),
             tells=trainer.is_global_zero,
             clips_elsewhere=_clips(trainer, pl_module),
+            alone=trainer.world_size == 1,
+            note=_FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",
         )
         # An optimizer that only meets Lightning's protocol need not have torch's hooks.
         registers = [getattr(optimizer, "register_step_post_hook", None) for optimizer in trainer.optimizers]
@@ -243,6 +255,10 @@ class GradWatch(Callback):
         """Hand over the loss before backward."""
         self.core.before_backward(loss)
 
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Tell the core that gradients without a step are gone."""
+        self.core.before_zero_grad()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Hand over the gradients: unscaled, accumulated, averaged over processes, not yet clipped."""
         if self._fitting:
@@ -252,9 +268,9 @@ class GradWatch(Callback):
                 trainer.global_step,
                 scaler=_scaler(trainer),
                 unscales=_unscales_itself(optimizer),
+                divided_by=trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1,
             )
 
-    @harmless
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.core.after_step(self._numbers.get(id(optimizer), -1))
 
@@ -262,11 +278,16 @@ class GradWatch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the core judge, and stop where that is asked."""
+        if not self._fitting:
+            self._publish_engine_norm(trainer)
+            return
         onsets = self.core.end_batch() or ()
         self._publish(trainer)
         self._deliver(trainer, pl_module, onsets)
+        # Outside of everything that may be switched off: all processes have to come here.
+        if trainer.world_size > 1:
+            self.core.agree(lambda values: _mean_over_processes(trainer, values))
         if self.settings.stop_on:
-            # Outside of everything that may be switched off: all processes have to come here.
             stop = self.core.stops(onsets)
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
 
@@ -274,7 +295,22 @@ class GradWatch(Callback):
     def _publish(self, trainer: Trainer) -> None:
         for number, norm in self.core.global_norms.items():
             suffix = f"/optimizer_{number}" if len(trainer.optimizers) > 1 else ""
-            trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm)
+            # In float64: a finite norm above 3e38 is not infinite, and EarlyStopping(check_finite=True) would stop.
+            trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm, dtype=float64)
+
+    def _publish_engine_norm(self, trainer: Trainer) -> None:
+        """Give the global norm where only the strategy's engine knows it; it is computed for each step anyway."""
+        engine = getattr(trainer.strategy, "deepspeed_engine", None)
+        with suppress(Exception):
+            self._publish_norm(trainer, None if engine is None else engine.get_global_grad_norm())
+
+    def _publish_norm(self, trainer: Trainer, norm: float | Tensor | None) -> None:
+        if norm is None:
+            return
+        trainer.callback_metrics["gradwatch/global_norm"] = tensor(float(norm), dtype=float64)
+        step, due = _logging(trainer)
+        for logger in trainer.loggers if due else ():
+            logger.log_metrics({"gradwatch/global_norm": float(norm)}, step=step)
 
     def _deliver(self, trainer: Trainer, pl_module: LightningModule, onsets: Sequence[Diagnosis]) -> None:
         if trainer.is_global_zero:
@@ -305,8 +341,8 @@ class GradWatch(Callback):
 
     @harmless
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take back what was remembered."""
-        if _CHECKPOINT_KEY in checkpoint:
+        """Take back what was remembered, where training is to go on; ``test`` and ``validate`` load weights only."""
+        if trainer.state.fn == "fit" and _CHECKPOINT_KEY in checkpoint:
             self.core.load_state_dict(checkpoint[_CHECKPOINT_KEY])
 
     def _sinks(self, trainer: Trainer, directory: Path | None) -> list[Sink]:
@@ -345,12 +381,19 @@ def _unsupported(trainer: Trainer) -> str:
     return next((why for name, why in _UNSUPPORTED_STRATEGIES.items() if is_a(trainer.strategy, name)), "")
 
 
+def _mean_over_processes(trainer: Trainer, values: Sequence[float]) -> list[float]:
+    mine = tensor(values, device=trainer.strategy.root_device)
+    mean: list[float] = trainer.strategy.reduce(mine, reduce_op="mean").tolist()
+    return mean
+
+
 def _log_directory(trainer: Trainer) -> Path | None:
     # Outside of everything that may be switched off: Lightning agrees on the directory with all processes.
     directory = trainer.log_dir
-    if directory is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    return Path(directory)
+    # A logger that keeps its files elsewhere has no directory.
+    return Path(trainer.default_root_dir if directory is None else directory)
 
 
 def _logging(trainer: Trainer) -> tuple[int, bool]:

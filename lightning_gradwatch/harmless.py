@@ -7,23 +7,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from lightning_gradwatch.fault import GradientFault
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Core(Protocol):
-    """What can be switched off, and counts the time that it takes."""
+    """What can be switched off."""
 
     disabled_reason: str | None
 
-    def timed(self) -> AbstractContextManager[None]:
-        """Add up the time spent inside."""
-        ...
-
-    def disable(self, reason: str, error: BaseException | None = None) -> None:
-        """Switch off and say so."""
+    def guarded(self) -> AbstractContextManager[None]:
+        """Switch off, and say so, where the code inside fails; what is raised on purpose goes through."""
         ...
 
 
@@ -54,15 +48,9 @@ def harmless(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, 
     @functools.wraps(method)
     def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         core = self.core
-        if core.disabled_reason is not None:
-            return None
-        with core.timed():
-            try:
+        if core.disabled_reason is None:
+            with core.guarded():
                 return method(self, *args, **kwargs)
-            except GradientFault:
-                raise
-            except Exception as error:
-                core.disable(f"{type(error).__name__}: {error}", error)
-                return None
+        return None
 
     return guarded

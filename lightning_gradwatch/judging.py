@@ -13,9 +13,9 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations
 from lightning_gradwatch.detect.onset import Changes, OnsetTracker
 from lightning_gradwatch.detect.rules import heard
 from lightning_gradwatch.measure.history import GradientHistory
-from lightning_gradwatch.measure.reading import Reader
+from lightning_gradwatch.measure.reader import Reader
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, IntArray, OptimizerDescription
-from lightning_gradwatch.remedy.advice import advise
+from lightning_gradwatch.remedy.advice import Advice, advise
 from lightning_gradwatch.settings import Settings
 
 # Patience (3 by default) has then let every fault speak that is there from the start.
@@ -39,6 +39,8 @@ class Judge:
         self._rules = list(settings.all_rules)
         self._seen: dict[int, IntArray] = {}
         self._cleared: set[int] = set()
+        # Whether faults that last came from a checkpoint, which keeps no ways out of them.
+        self._restored = False
 
     def judge(
         self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
@@ -54,6 +56,8 @@ class Judge:
         Returns:
             What is to be told, with remedies.
         """
+        if self._restored:
+            self._advise_again(reader, snapshot)
         seen = self._count(snapshot)
         observations = self._observe(snapshot, history, reader, optimizer)
         findings = heard(self._ask(observations), self._settings.ignore)
@@ -119,11 +123,29 @@ class Judge:
         return replace(finding, optimizer=observations.optimizer, step=observations.step, layers=layers)
 
     def _advised(self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot) -> Diagnosis:
+        advice = self._advice(diagnosis, reader, snapshot)
+        if advice is None:
+            return diagnosis
+        cause = "; ".join(part for part in (diagnosis.cause, advice.weights) if part)
+        evidence = {**diagnosis.evidence, "weights": advice.standings}
+        advised = replace(diagnosis, cause=cause, evidence=evidence, remedies=advice.remedies)
+        self.tracker.exchange(diagnosis, advised)
+        return advised
+
+    def _advise_again(self, reader: Reader, snapshot: GradientSnapshot) -> None:
+        """Find the ways out of what lasts since before a checkpoint: they belong to a living model."""
+        self._restored = False
+        for diagnosis in self.tracker.open():
+            advice = self._advice(diagnosis, reader, snapshot)
+            if advice is not None:
+                self.tracker.exchange(diagnosis, replace(diagnosis, remedies=advice.remedies))
+
+    def _advice(self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot) -> Advice | None:
         roots = np.sqrt([max(about.num_parameters, 1) for about in reader.descriptions])
         names = (about.name for about in reader.descriptions)
         before = dict(zip(names, (snapshot.weight_norms / roots).tolist(), strict=True))
         try:
-            advice = advise(
+            return advise(
                 diagnosis,
                 reader.model,
                 reader.layers,
@@ -135,12 +157,7 @@ class Judge:
         except Exception as error:
             # A diagnosis without a way out is better than none.
             self._warn(f"found no advice: {type(error).__name__}: {error}")
-            return diagnosis
-        cause = "; ".join(part for part in (diagnosis.cause, advice.weights) if part)
-        evidence = {**diagnosis.evidence, "weights": advice.standings}
-        advised = replace(diagnosis, cause=cause, evidence=evidence, remedies=advice.remedies)
-        self.tracker.exchange(diagnosis, advised)
-        return advised
+            return None
 
     def _count_of(self, snapshot: GradientSnapshot) -> IntArray:
         known = self._seen.get(snapshot.optimizer, np.zeros(0, dtype=np.int64))
@@ -165,6 +182,7 @@ class Judge:
             new: Names of the layers now.
         """
         self.tracker.load_state_dict(state["tracker"])
+        self._restored = True
         self._cleared = set(state["cleared"])
         for number, counts in state["seen"]:
             by_name = dict(zip(old, counts, strict=False))

@@ -69,3 +69,11 @@ class PoisonedSteps:
             f"{snapshot.step - self._consecutive + 1}, now in {names}; more than "
             f"`max_consecutive_skips`={self._max_consecutive}"
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts as plain values."""
+        return {"num_skipped": self.num_skipped, "consecutive": self._consecutive}
+
+    def load_state_dict(self, num_skipped: int, consecutive: int) -> None:
+        """Take back the counts."""
+        self.num_skipped, self._consecutive = num_skipped, consecutive

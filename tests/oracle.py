@@ -71,4 +71,4 @@ def assert_same(history: Any, saved: SavedGradients, column: str = "norms", rel:
     for row, expected in zip(rows, saved.steps, strict=True):
         assert set(expected) <= set(history.layers)
         for layer, value in zip(history.layers, row, strict=True):
-            assert value == pytest.approx(expected.get(layer, np.nan), rel=rel, nan_ok=True), layer
+            assert value == pytest.approx(expected.get(layer, np.nan), rel=rel, abs=0, nan_ok=True), layer

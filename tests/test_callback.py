@@ -50,44 +50,6 @@ def test_training_is_bit_identical_with_and_without(pl, tmp_path, data, make):
     assert torch.equal(random, watched_random)
 
 
-def test_each_optimizer_is_read_over_its_own_parameters(pl, tmp_path, data):
-    """With two optimizers a reading holds only the layers of the one that steps, whatever gradients the other has."""
-
-    def training_step(self, batch, batch_idx):
-        first, second = self.optimizers()
-        for optimizer, scale in ((first, 1.0), (second, 1000.0)):
-            optimizer.zero_grad()
-            self.manual_backward(scale * self.net(batch[0]).square().mean())
-            optimizer.step()
-
-    def configure_optimizers(self):
-        return [torch.optim.SGD(self.net[0].parameters(), 1e-4), torch.optim.SGD(self.net[2].parameters(), 1e-4)]
-
-    module = module_in(pl, training_step=training_step, configure_optimizers=configure_optimizers)
-    module.automatic_optimization = False
-    saved, watch = saves_gradients(module), GradWatch()
-    trainer_in(pl, tmp_path, watch, max_steps=6).fit(module, data)
-    assert_same(watch.history, saved)
-    assert watch.history.optimizers.tolist() == [0, 1, 0, 1, 0, 1]
-    assert watch.history.present.tolist() == [[True, False], [False, True]] * 3
-
-
-def test_accumulated_batches_are_one_reading_with_the_mean_loss(pl, tmp_path, data):
-    """Accumulation over four batches gives two readings for eight batches, of the gradient that is used."""
-    losses = []
-
-    def training_step(self, batch, batch_idx):
-        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-        losses.append(float(loss.detach()))
-        return loss
-
-    module, watch = module_in(pl, training_step=training_step), GradWatch()
-    saved = saves_gradients(module)
-    trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=1, accumulate_grad_batches=4).fit(module, data)
-    assert_same(watch.history, saved)
-    assert watch.history.losses == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
-
-
 def test_a_frozen_layer_and_an_unused_one_are_absent_not_zero(pl, tmp_path, data):
     """None is told apart from zero: no gradient is NaN and not present, a zero gradient is 0 and present."""
 
@@ -112,14 +74,6 @@ def test_a_frozen_layer_and_an_unused_one_are_absent_not_zero(pl, tmp_path, data
     assert [bool(present[name].any()) for name in watch.history.layers] == [False, True, False, True]
 
 
-def test_lbfgs_is_one_reading_a_step(pl, tmp_path, data):
-    """An optimizer that evaluates its closure several times a step leaves one row a step."""
-    module = module_in(pl, optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3))
-    watch = GradWatch()
-    trainer_in(pl, tmp_path, watch, max_steps=4).fit(module, data)
-    assert watch.history.steps.tolist() == [0, 1, 2, 3]
-
-
 def test_every_n_steps_thins_the_history_of_each_optimizer(pl, tmp_path, data):
     """Only every n-th step of an optimizer is judged and remembered."""
     watch = GradWatch(every_n_steps=3)
@@ -142,29 +96,6 @@ def test_the_clipper_does_what_torch_does(pl, tmp_path, data):
     for rows in (history, clipped_elsewhere):
         assert (np.sqrt((rows.norms**2).sum(axis=1)) > 0.1).all()
         assert np.sqrt((rows.clipped_norms**2).sum(axis=1)) == pytest.approx(np.full(5, 0.1), rel=1e-4)
-
-
-def test_norms_after_someone_elses_clipping_are_read_as_well(pl, tmp_path, data):
-    """Where the Trainer clips by value, the norms before and after are both true."""
-    module, watch = module_in(pl), GradWatch()
-    saved = saves_gradients(module)
-    trainer = trainer_in(pl, tmp_path, watch, gradient_clip_val=0.01, gradient_clip_algorithm="value")
-    trainer.fit(module, data)
-    assert_same(watch.history, saved, "clipped_norms")
-    assert (watch.history.norms > watch.history.clipped_norms).all()
-
-
-def test_a_module_that_clips_by_itself_is_seen_after_clipping(pl, tmp_path, data):
-    """A module's own ``configure_gradient_clipping`` counts as clipping."""
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        for parameter in self.parameters():
-            parameter.grad.mul_(0.5)
-
-    watch = GradWatch()
-    module = module_in(pl, configure_gradient_clipping=configure_gradient_clipping)
-    trainer_in(pl, tmp_path, watch).fit(module, data)
-    assert watch.history.clipped_norms == pytest.approx(watch.history.norms / 2)
 
 
 @pytest.mark.parametrize("clipper", [ClipByGlobalNorm(1.0), ClipByValue(1.0)])
@@ -343,20 +274,6 @@ def test_runs_without_logging_are_watched_all_the_same(pl, tmp_path, data, kwarg
     assert ("fast_dev_run" in kwargs) != (tmp_path / "gradwatch").exists()
 
 
-@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_a_training_step_without_a_loss_is_no_fault(pl, tmp_path, data):
-    """A batch whose training_step returns None has no gradient: absent, not dead, and no crash."""
-
-    def training_step(self, batch, batch_idx):
-        return None if batch_idx % 2 else nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    watch = GradWatch()
-    trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=4).fit(module_in(pl, training_step=training_step), data)
-    assert watch.diagnoses == []
-    assert watch.disabled_reason is None
-    assert watch.history.present.any(axis=1).tolist() == [True, False] * 16
-
-
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers` returned `None`", "ignore:`training_step` returned `None`")
 def test_a_model_without_trainable_parameters_is_no_crash(pl, tmp_path, data, caplog):
     """Nothing to watch is said, not raised."""
@@ -404,7 +321,7 @@ def fails_at(step: int, read: Any, error: Exception) -> Any:
 
 def test_an_error_of_our_own_never_ends_training(pl, tmp_path, data, caplog, monkeypatch):
     """A failure inside GradWatch is told once, logged as inactive and repeated at the end; training goes on."""
-    from lightning_gradwatch.measure.reading import Reader
+    from lightning_gradwatch.measure.reader import Reader
 
     monkeypatch.setattr(Reader, "read", fails_at(2, Reader.read, ZeroDivisionError("ours")))
     watch = GradWatch()
@@ -448,7 +365,7 @@ def test_a_clipper_that_fails_is_told_and_training_goes_on(pl, tmp_path, data, c
     trainer = trainer_in(pl, tmp_path, GradWatch(clipper=Broken()), max_steps=4)
     trainer.fit(module_in(pl), data)
     assert trainer.global_step == 4
-    assert caplog.text.count("cannot clip or drop steps any more, training goes on without: OSError: mine") == 1
+    assert caplog.text.count("clipper failed, training goes on unclipped: Broken: OSError: mine") == 1
 
 
 def test_skipping_outlives_an_error_of_our_own(pl, tmp_path, data, monkeypatch):
@@ -530,17 +447,13 @@ def test_the_metric_tells_nan_and_never_invents_a_zero(pl, tmp_path, data):
     assert np.isnan(float(trainer.callback_metrics["gradwatch/global_norm"]))
 
 
-def test_a_run_that_only_overflows_is_no_healthy_run(pl, tmp_path, data):
-    """A loss scaler that never finds its scale is told as non-finite after 24 overflows in a row."""
-    watch = GradWatch()
-    trainer = trainer_in(pl, tmp_path, watch, max_steps=32, plugins=[scaled(pl, init_scale=1024.0)])
-    trainer.fit(module_in(pl, training_step=poisoned(set(range(100)))), data)
-    assert [(d.rule, d.step) for d in watch.diagnoses] == [("non_finite", 24)]
-    with pytest.raises(AssertionError, match="NON-FINITE"):
-        watch.assert_healthy()
-
-
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("FSDPStrategy", marks=pytest.mark.refuses("FSDP1")),
+        pytest.param("DeepSpeedStrategy", marks=pytest.mark.refuses("DeepSpeed")),
+    ],
+)
 def test_strategies_whose_gradients_cannot_be_read_are_refused_in_words(pl, tmp_path, data, name, caplog):
     """Watching is left alone with the reason; clipping and skipping are refused before training."""
     strategy = type(name, (pl.strategies.SingleDeviceStrategy,), {})
@@ -549,10 +462,31 @@ def test_strategies_whose_gradients_cannot_be_read_are_refused_in_words(pl, tmp_
     trainer.fit(module_in(pl), data)
     assert trainer.global_step == 5
     assert "does not watch this run" in caplog.text
+    assert "ModelParallelStrategy (FSDP2)" in caplog.text
     assert watch.disabled_reason
     trainer = trainer_in(pl, tmp_path, GradWatch(clipper=ClipByGlobalNorm(1.0)), strategy=strategy("cpu"))
     with pytest.raises(ValueError, match="cannot work here"):
         trainer.fit(module_in(pl), data)
+
+
+@pytest.mark.refuses("DeepSpeed")
+def test_the_global_norm_of_an_engine_is_passed_on(pl, tmp_path, data):
+    """Where only DeepSpeed's engine knows the gradients, its own global norm is logged; here a stand-in's."""
+
+    class Engine:
+        def get_global_grad_norm(self):
+            return 2.5
+
+    class DeepSpeedStrategy(pl.strategies.SingleDeviceStrategy):
+        deepspeed_engine = Engine()
+
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = trainer_in(
+        pl, tmp_path, GradWatch(), strategy=DeepSpeedStrategy("cpu"), logger=logger, log_every_n_steps=2
+    )
+    trainer.fit(module_in(pl), data)
+    assert float(trainer.callback_metrics["gradwatch/global_norm"]) == 2.5
+    assert [(row["step"], row["gradwatch/global_norm"]) for row in logged(logger)] == [("1", "2.5"), ("3", "2.5")]
 
 
 def test_a_checkpoint_of_another_kind_starts_afresh(pl, tmp_path, data, caplog):
@@ -586,16 +520,6 @@ def test_on_diagnosis_is_called_for_each_onset_and_may_fail(pl, tmp_path, data, 
     assert trainer.global_step == 8
 
 
-def test_fitting_twice_continues_the_history(pl, tmp_path, data):
-    """A second fit of the same Trainer adds to what was measured and tells its own lines."""
-    module, watch = module_in(pl), GradWatch()
-    trainer = trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=1)
-    trainer.fit(module, data)
-    trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, data)
-    assert watch.history.steps.tolist() == list(range(16))
-
-
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_a_checkpoint_of_one_package_is_resumed_under_the_other(lightning, tmp_path, data):
     """History and open diagnoses come back, by Lightning's default weights-only loading."""
@@ -621,54 +545,6 @@ def scaled(pl: Any, **kwargs: Any) -> Any:
     from pytorch_lightning.plugins.precision import MixedPrecision
 
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **kwargs))
-
-
-def test_overflow_steps_of_a_loss_scaler_are_no_fault(pl, tmp_path, data):
-    """The first steps of 16-mixed overflow by design: counted apart, no alarm, and the metric keeps a finite norm."""
-    watch = GradWatch()
-    plugin = scaled(pl, init_scale=2.0**120)
-    trainer = trainer_in(pl, tmp_path, watch, max_steps=4, plugins=[plugin])
-    trainer.fit(module_in(pl), data)
-    assert not np.isfinite(watch.history.norms[0]).all()
-    assert watch.diagnoses == []
-    assert watch.overflowed_steps >= 1
-    assert len(watch.history) == 4
-    assert "gradwatch/global_norm" not in trainer.callback_metrics or np.isfinite(
-        float(trainer.callback_metrics["gradwatch/global_norm"])
-    )
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_norms_under_a_loss_scaler_are_those_of_the_unscaled_gradients(pl, tmp_path, data, fused):
-    """A fused optimizer unscales inside ``step``; its gradients are divided by the scale before they are told."""
-    ends = []
-    for scale in (1.0, 1024.0):
-        torch.manual_seed(3)
-        module = module_in(pl, optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=fused))
-        watch = GradWatch()
-        trainer_in(pl, tmp_path, watch, plugins=[scaled(pl, init_scale=scale)], max_steps=3).fit(module, data)
-        ends.append(watch.history)
-    assert ends[1].norms == pytest.approx(ends[0].norms, rel=0.05)
-    assert ends[1].losses == pytest.approx(ends[0].losses, rel=0.05)
-
-
-def test_acting_on_a_fused_optimizer_under_a_scaler_is_refused(pl, tmp_path, data):
-    """Clip and skip cannot work where ``step`` unscales: said before training."""
-    module = module_in(pl, optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=True))
-    trainer = trainer_in(pl, tmp_path, GradWatch(on_nonfinite="skip"), plugins=[scaled(pl)])
-    with pytest.raises(ValueError, match="fused=True under precision='16-mixed'"):
-        trainer.fit(module, data)
-
-
-def test_overflows_of_a_fused_optimizer_are_no_fault(pl, tmp_path, data):
-    """A fused optimizer steps in name when the scaler finds an overflow; that is counted as dropped all the same."""
-    module = module_in(pl, optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=True))
-    watch = GradWatch(stop_on=["non_finite"])
-    trainer = trainer_in(pl, tmp_path, watch, max_steps=4, plugins=[scaled(pl, init_scale=2.0**120)])
-    trainer.fit(module, data)
-    assert trainer.global_step == 4
-    assert watch.diagnoses == []
-    assert watch.overflowed_steps >= 1
 
 
 def test_gradients_that_the_module_repairs_are_no_fault(pl, tmp_path, data):

@@ -61,3 +61,14 @@ def test_muted_rules_and_layers_are_not_told():
     assert watched(deep_net(nn.Sigmoid, 12), ignore=["vanishing"]).diagnoses == []
     (diagnosis,) = watched(deep_net(nn.Sigmoid, 12), ignore=["vanishing.depth:[0-9]"]).diagnoses
     assert diagnosis.layers[0] == "10"
+
+
+def test_ways_out_are_found_again_after_a_checkpoint():
+    """A checkpoint keeps no model: what lasts is advised on anew at the first reading after it."""
+    before = watched(deep_net(nn.Sigmoid, 12))
+    after = Watch(Settings())
+    after.load_state_dict(before.state_dict())
+    train(deep_net(nn.Sigmoid, 12), [(torch.randn(4, 8), torch.tensor([0, 1, 2, 0]))] * 2, after, 2)
+    assert [d.step for d in after.diagnoses] == [d.step for d in before.diagnoses]
+    assert [remedy.title for remedy in after.remedies] == [remedy.title for remedy in before.remedies]
+    assert after.diagnoses[0].cause == before.diagnoses[0].cause

@@ -55,3 +55,12 @@ def test_the_reason_names_step_and_layers():
     snapshot = GradientSnapshot(7, 0, norms, norms, norms, norms, present, norms)
     text = PoisonedSteps("raise", 1).reason(snapshot, list("abcde"))
     assert text == 'step 7: gradients are not finite in b, c, d and 1 more (on_nonfinite="raise")'
+
+
+def test_counts_survive_a_checkpoint(adam):
+    """A row of skips goes on where it was."""
+    steps, fresh = PoisonedSteps("skip", 2), PoisonedSteps("skip", 2)
+    assert [steps.handle_(adam), steps.handle_(adam)] == [False, False]
+    fresh.load_state_dict(**steps.state_dict())
+    assert fresh.num_skipped == 2
+    assert fresh.handle_(adam)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from lightning_gradwatch.measure.snapshot import GradientSnapshot, OptimizerDescription
+from lightning_gradwatch.measure.snapshot import OptimizerDescription
 from lightning_gradwatch.steps import PendingStep, Steps
 
 
-def step_of(norm: float, *, stepped: bool, scaled: bool = True, unscales: bool = False) -> PendingStep:
-    """Return an open step of one layer."""
-    row, present = np.array([norm]), np.array([True])
-    snapshot = GradientSnapshot(0, 0, row, row, row, row, present, row)
-    return PendingStep(snapshot, OptimizerDescription("SGD"), 1.0, scaled, unscales, True, None, stepped)
+class NotAsked:
+    """Stands for a reading; nobody may ask for its numbers here."""
+
+
+def step_of(number: int = 0, *, stepped: bool = True, scaled: bool = True, unscales: bool = False) -> PendingStep:
+    """Return an open step."""
+    return PendingStep(
+        number,
+        NotAsked(),
+        OptimizerDescription("SGD"),
+        scaled,
+        unscales,
+        wanted=True,
+        log_step=0,
+        due=0,
+        stepped=stepped,
+    )
 
 
 @pytest.mark.parametrize(("every", "wanted"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (4, [0, 4])])
@@ -47,29 +58,29 @@ def test_evaluations_of_one_closure_are_one_step():
 
 
 @pytest.mark.parametrize(
-    ("step", "overflows"),
+    ("step", "finite", "overflows"),
     [
-        (step_of(np.inf, stepped=False), True),
-        (step_of(1.0, stepped=True), False),
-        (step_of(np.nan, stepped=True, unscales=True), True),
-        (step_of(np.nan, stepped=True), False),
-        (step_of(np.nan, stepped=False, scaled=False), False),
+        (step_of(stepped=False), False, True),
+        (step_of(stepped=True), True, False),
+        (step_of(stepped=True, unscales=True), False, True),
+        (step_of(stepped=True), False, False),
+        (step_of(stepped=False, scaled=False), False, False),
     ],
 )
-def test_a_step_that_the_scaler_dropped_is_an_overflow(step, overflows):
+def test_a_step_that_the_scaler_dropped_is_an_overflow(step, finite, overflows):
     """Dropped is what did not step, and what a fused optimizer stepped in name only."""
     steps = Steps(1)
-    assert steps.overflows(0, step) is overflows
+    assert steps.overflows(0, step, finite=finite) is overflows
     assert steps.num_overflows == int(overflows)
 
 
 def test_a_scaler_that_never_finds_its_scale_is_no_excuse():
     """After 24 overflows in a row a step counts like any other; one clean step starts the count anew."""
     steps = Steps(1)
-    dropped, clean = step_of(np.nan, stepped=False), step_of(1.0, stepped=True)
-    assert [steps.overflows(0, dropped) for _ in range(26)] == [True] * 24 + [False] * 2
-    assert steps.overflows(0, clean) is False
-    assert steps.overflows(0, dropped) is True
+    dropped, clean = step_of(stepped=False), step_of(stepped=True)
+    assert [steps.overflows(0, dropped, finite=False) for _ in range(26)] == [True] * 24 + [False] * 2
+    assert steps.overflows(0, clean, finite=True) is False
+    assert steps.overflows(0, dropped, finite=False) is True
 
 
 def test_counts_survive_a_checkpoint():
@@ -81,3 +92,22 @@ def test_counts_survive_a_checkpoint():
     for each in (steps, fresh):
         each.begin(0, 4)
     assert fresh.wanted(0) is steps.wanted(0) is False
+
+
+def test_overflows_in_a_row_survive_a_checkpoint():
+    """The excuse does not start anew with every resume."""
+    steps, fresh = Steps(1), Steps(1)
+    dropped = step_of(stepped=False)
+    assert [steps.overflows(0, dropped, finite=False) for _ in range(20)] == [True] * 20
+    fresh.load_state_dict(**steps.state_dict())
+    assert [fresh.overflows(0, dropped, finite=False) for _ in range(5)] == [True] * 4 + [False]
+    assert fresh.num_overflows == 25
+
+
+def test_open_steps_come_oldest_first():
+    """However often each optimizer steps, steps are settled in the order in which they were made."""
+    steps = Steps(1)
+    steps.pending |= {0: step_of(5), 1: step_of(3), 2: step_of(4)}
+    assert steps.until(4) == [1, 2]
+    assert steps.until(9) == [1, 2, 0]
+    assert steps.until(2) == []

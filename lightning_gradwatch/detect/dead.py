@@ -42,7 +42,9 @@ class DeadRule:
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield one diagnosis for all dead layers, in forward order."""
         readings = observations.gradients
-        if len(readings) < self.num_readings or readings.losses[-1] == 0:
+        # Where several processes train, the newest losses are not known yet.
+        known = readings.losses[~np.isnan(readings.losses)]
+        if len(readings) < self.num_readings or (known.size and known[-1] == 0):
             return
         recent = slice(-self.num_readings, None)
         present = readings.present[recent]

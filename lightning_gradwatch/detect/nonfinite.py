@@ -53,7 +53,8 @@ class NonFiniteRule:
             layers=observations.names(indices),
             step=observations.step,
             message="gradients are NaN" if np.isnan(values).any() else "gradients are infinite",
-            measured=_counts(values, int(readings.present[-1].sum())) + f"; loss {loss:.4g}",
+            measured=_counts(values, int(readings.present[-1].sum()))
+            + ("; loss NaN or not known" if math.isnan(loss) else f"; loss {loss:.4g}"),
             cause=exploded
             or _cause(loss, observations.layers[indices[0]].name, bool(sick[readings.present[-1]].all())),
             evidence={

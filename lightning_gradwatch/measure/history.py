@@ -166,6 +166,20 @@ class GradientHistory:
             self._tables[name][row] = getattr(snapshot, name)
         self._rows += 1
 
+    def set_loss(self, optimizer: int, step: int, loss: float) -> None:
+        """Fill in a loss that became known after its reading.
+
+        Args:
+            optimizer: Number of the optimizer.
+            step: Its step; nothing happens where the row is gone.
+            loss: The loss.
+        """
+        # The newest: a run that starts anew with the same layers counts its steps from 0 again.
+        rows = np.flatnonzero((self.steps == step) & (self.optimizers == optimizer))[-1:]
+        self._losses[rows] = loss
+        first = self._ordinals[rows]
+        self._first_losses[first[first < len(self._first_losses)]] = loss
+
     def readings(self, optimizer: int) -> Readings:
         """Return the newest ``window`` readings of one optimizer."""
         rows: slice | IntArray = slice(max(0, self._rows - self.window), self._rows)

@@ -54,13 +54,20 @@ class Layer:
 
 
 def num_elements(parameter: Tensor) -> int:
-    """Return how many numbers a parameter has, 0 for a lazy one that has no shape yet.
+    """Return how many numbers a parameter has that can be trained.
+
+    0 for a lazy one that has no shape yet, and for whole numbers: a flag, or 4-bit weights packed into bytes.
 
     Example:
         >>> num_elements(nn.Linear(2, 3).weight), num_elements(nn.LazyLinear(3).weight)
         (6, 0)
     """
-    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
+    return parameter.numel() if _is_filled(parameter) else 0
+
+
+def _is_filled(parameter: Tensor) -> bool:
+    numbers = parameter.is_floating_point() or parameter.is_complex()
+    return numbers and not isinstance(parameter, UninitializedParameter)
 
 
 def find_layers(model: nn.Module) -> tuple[Layer, ...]:
@@ -118,6 +125,9 @@ class ParameterIndex:
         bias: Whether the parameter is a bias, so that its gradient is the batch sum of delta, ``[num_parameters]``.
         group: Index of each parameter's group in ``param_groups``, ``[num_parameters]``.
         sizes: How many numbers each parameter has, ``[num_parameters]``.
+        filled: Positions of the parameters that have a norm: a lazy one has none before its first use, nor have whole
+            numbers.
+        sharded: Whether a parameter is spread over processes (DTensor), so that its norm needs all of them.
         num_layers: How many layers the model has.
     """
 
@@ -126,11 +136,15 @@ class ParameterIndex:
     bias: npt.NDArray[np.bool_]
     group: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    filled: npt.NDArray[np.int64]
+    sharded: bool
     num_layers: int
 
     def covers(self, parameters: Sequence[Tensor]) -> bool:
-        """Tell whether the index speaks of just these parameters, one by one."""
-        return list(map(id, parameters)) == list(map(id, self.parameters))
+        """Tell whether the index speaks of just these parameters, one by one, and of all that have a norm."""
+        if list(map(id, parameters)) != list(map(id, self.parameters)):
+            return False
+        return len(self.filled) == len(parameters) or len(self.filled) == sum(map(_is_filled, parameters))
 
 
 def index_parameters(layers: Sequence[Layer], groups: Iterable[Iterable[Tensor]]) -> ParameterIndex | None:
@@ -165,6 +179,8 @@ def index_parameters(layers: Sequence[Layer], groups: Iterable[Iterable[Tensor]]
         bias=np.array([bias for _, bias in known], dtype=np.bool_),
         group=np.array([group for _, group in flat], dtype=np.int64),
         sizes=np.array([num_elements(parameter) for parameter, _ in flat], dtype=np.int64),
+        filled=np.array([i for i, (parameter, _) in enumerate(flat) if _is_filled(parameter)], dtype=np.int64),
+        sharded=any(hasattr(parameter, "full_tensor") for parameter, _ in flat),
         num_layers=len(layers),
     )
 

@@ -1,8 +1,8 @@
-"""How large the gradients are: one pass over them on the device, one transfer to the host."""
+"""How large tensors are: one fused pass over each device, and float64 where float32 cannot hold the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,28 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.layers import ParameterIndex
+from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray
 
 # float32 squares of elements below about 1e-19 fall among the subnormal numbers and lose digits, then vanish.
 _SMALLEST_EXACT = 1e-19
+# The same for float64: its squares lose digits below about 1e-154.
+_SMALLEST_DOUBLE = 1e-150
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
+_DOUBLE_PRECISION = {torch.float64, torch.complex128}
+
+
+def sums_in_double(device: torch.device) -> bool:
+    """Tell whether norms are summed in float64 from the start.
+
+    CUDA's fused norm reads each number once in its own dtype and adds in the dtype asked for, so float64 costs no
+    memory and no second look, which would have to wait for the first. On a CPU it copies the tensor and takes six
+    times as long; MPS has no float64.
+
+    Example:
+        >>> sums_in_double(torch.device("cpu"))
+        False
+    """
+    return device.type == "cuda"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +87,38 @@ def measure_gradients(index: ParameterIndex, optimizer: int = 0) -> GradientNorm
         >>> measure_gradients(index_parameters(find_layers(model), [model.parameters()])).norms
         tensor([5., 1.])
     """
+    return measure_with_weights(index, optimizer, weights=False)[0]
+
+
+def measure_with_weights(
+    index: ParameterIndex, optimizer: int = 0, weights: bool = True
+) -> tuple[GradientNorms, Tensor | None]:
+    """Measure gradients, and the parameters themselves where that is asked, together.
+
+    Args:
+        index: The optimizer's parameters.
+        optimizer: Number of the optimizer in the training run.
+        weights: Whether the parameters are measured, too. In one go: sharded tensors need a collective for each.
+
+    Returns:
+        The gradients' norms, and the norms of ``index.filled``, ``[num_filled]``, or None.
+    """
     gradients = [parameter.grad for parameter in index.parameters]
     members = np.array([i for i, gradient in enumerate(gradients) if gradient is not None], dtype=np.int64)
     present = [gradient for gradient in gradients if gradient is not None]
-    return GradientNorms(index, optimizer, present, members, norms_of(present))
+    if not weights:
+        return GradientNorms(index, optimizer, present, members, norms_of(present)), None
+    norms = norms_of(present + [index.parameters[i] for i in index.filled])
+    return GradientNorms(index, optimizer, present, members, norms[: len(present)]), norms[len(present) :]
 
 
 def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    """Measure the L2 norm of each tensor in one fused pass.
+    """Measure the L2 norm of each tensor in one fused pass a device.
 
     Args:
-        tensors: Any floating or complex dtypes, devices and layouts.
-        dtype: In which precision to sum, that of each tensor (float32 at least) by default.
+        tensors: Any floating or complex dtypes, devices and layouts, plain or sharded (DTensor).
+        dtype: In which precision to sum. By default float64 where that is free (see ``sums_in_double``), elsewhere
+            that of each tensor, float32 at least.
 
     Returns:
         The norms on the device of the first tensor, ``[num_tensors]``.
@@ -91,101 +129,119 @@ def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Ten
     """
     if not tensors:
         return torch.zeros(0)
-    sharded = [hasattr(tensor, "full_tensor") for tensor in tensors]
-    if any(sharded) and not all(sharded):
-        # Sharded tensors (DTensor) and plain ones do not go into one pass.
-        pairs = list(zip(tensors, sharded, strict=True))
-        parts = [norms_of([tensor for tensor, s in pairs if s is kind], dtype) for kind in (False, True)]
-        norms = torch.cat([part.to(parts[0].device, parts[0].dtype) for part in parts])
-        return norms[torch.tensor(np.argsort(np.argsort(sharded, kind="stable")), device=norms.device)]
     with torch.no_grad():
-        return _whole(torch.stack(_fused_norms(list(tensors), dtype)))
+        places = [_place(tensor) for tensor in tensors]
+        if places.count(places[0]) == len(places):
+            return _norms_at_one_place(tensors, dtype)
+        groups = _positions(places)
+        parts = [_norms_at_one_place([tensors[i] for i in group], dtype) for group in groups]
+        kind = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
+        together = torch.cat([part.to(parts[0].device, kind) for part in parts])
+        order = np.argsort(np.concatenate(groups))
+        return together[torch.as_tensor(order, device=together.device)]
 
 
-def _fused_norms(tensors: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
-    kinds = {(tensor.dtype, tensor.layout) for tensor in tensors}
-    values = tensors if {layout for _, layout in kinds} == {torch.strided} else [_dense(tensor) for tensor in tensors]
-    halves = {dtype for dtype, _ in kinds} & _HALF_PRECISION
+def _place(tensor: Tensor) -> tuple[torch.device, Hashable]:
+    """Return what keeps tensors from going into one pass: their device, and the mesh over which they are sharded."""
+    return tensor.device, None if _is_plain(tensor) else getattr(tensor, "device_mesh", None)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def _positions(kinds: Sequence[Hashable]) -> list[IntArray]:
+    """Return the positions of each kind, in the order in which the kinds first come."""
+    found: dict[Hashable, list[int]] = {}
+    for position, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(position)
+    return [np.array(positions, dtype=np.int64) for positions in found.values()]
+
+
+def _norms_at_one_place(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+    double = dtype is None and sums_in_double(tensors[0].device)
+    norms = torch.stack(_fused_norms(tensors, torch.float64 if double else dtype))
+    # Of a sharded tensor each process has measured its part: one collective puts all of them together.
+    whole: Tensor = norms.full_tensor() if hasattr(norms, "full_tensor") else norms
+    return whole
+
+
+def _fused_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    values = list(tensors)
+    if any(value.layout != torch.strided for value in values):
+        values = [_dense(value) for value in values]
+    if dtype is not None:
+        values = [_real(value) for value in values]
+    if any(value.dtype.itemsize == 1 for value in values):
+        # No norm is implemented for 8-bit floating point.
+        values = [value.to(torch.float32) if value.dtype.itemsize == 1 else value for value in values]
+    # A call for each kind of numbers: of mixed ones CUDA would make a call for each tensor.
+    kinds = [value.dtype for value in values]
+    norms = {
+        kind: iter(torch._foreach_norm([v for v, k in zip(values, kinds, strict=True) if k == kind], 2, dtype=sums))
+        for kind, sums in ((kind, dtype or _sums_in(kind)) for kind in set(kinds))
+    }
+    return [next(norms[kind]) for kind in kinds]
+
+
+def _sums_in(kind: torch.dtype) -> torch.dtype | None:
     # A norm of half-precision numbers can be above what half precision holds, 65504, although no element is.
-    if dtype is not None or not halves:
-        norms = list(torch._foreach_norm(values, 2, dtype=dtype))
-    elif len(halves) == len({dtype for dtype, _ in kinds}):
-        norms = list(torch._foreach_norm(values, 2, dtype=torch.float32))
-    else:
-        norms = [torch.linalg.vector_norm(value, dtype=_at_least_single(value.dtype)) for value in values]
-    device = norms[0].device
-    return [norm.to(device) for norm in norms] if any(norm.device != device for norm in norms) else norms
-
-
-def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in _HALF_PRECISION else dtype
-
-
-def _whole(norms: Tensor) -> Tensor:
-    """Finish the norms of sharded gradients (DTensor), which hold one rank's part until then: one collective."""
-    finished: Tensor = norms.full_tensor() if hasattr(norms, "full_tensor") else norms
-    return finished
+    return torch.float32 if kind in _HALF_PRECISION else None
 
 
 def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.coalesce().values()
 
 
-@dataclass(frozen=True, eq=False)
-class HostReading:
-    """What one transfer brought to the host, as float64.
-
-    Attributes:
-        norms: Norm of each gradient before clipping, ``[num_gradients]``.
-        weight_norms: Norm of each parameter, ``[num_parameters]``; empty where it was not measured.
-        loss: The loss, NaN where there was none.
-        overflowed: Whether a norm was not finite on the device although the gradient is.
-    """
-
-    norms: npt.NDArray[np.float64]
-    weight_norms: npt.NDArray[np.float64]
-    loss: float
-    overflowed: bool
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def read_to_host(
-    measured: GradientNorms,
-    weight_norms: Tensor | None = None,
-    loss: Tensor | None = None,
-) -> HostReading:
-    """Bring a reading to the host in one transfer, and measure again what float32 could not hold.
+def inexact(norms: FloatArray, sizes: IntArray) -> BoolArray:
+    """Tell which norms float32 cannot hold: zero, not finite, or so small that the squares have lost digits.
 
-    Gradients whose norm came out as 0, not finite, or so small that float32 squares lose digits are measured a second
-    time in float64 (a second transfer, only then), so that a finite gradient is never called infinite and a tiny one
-    never zero.
+    ``norms < 1e-19 * sqrt(sizes)`` or not finite.
 
     Args:
-        measured: The norms on the device.
-        weight_norms: Norms of the parameters, ``[num_parameters]``.
-        loss: A tensor with one element.
+        norms: Norms that were summed in float32, ``[n]``.
+        sizes: How many numbers each tensor has, ``[n]``.
 
     Returns:
-        Plain numbers.
+        Which of them are to be measured again in float64, ``[n]``.
+
+    Example:
+        >>> inexact(np.array([1.0, 0.0, 1e-20, np.inf]), np.array([4, 4, 4, 4])).tolist()
+        [False, True, True, True]
     """
-    parts = [measured.norms, weight_norms, None if loss is None else loss.detach().reshape(1)]
-    sent = [part.to(measured.norms.device) for part in parts if part is not None]
-    flat = (sent[0] if len(sent) == 1 else torch.cat(sent)).cpu().numpy().astype(np.float64)
-    ends = np.cumsum([0 if part is None else part.numel() for part in parts])
-    norms, weights, losses = np.split(flat, ends[:-1])
-    exact = _measured_again(measured, norms)
-    overflowed = bool((np.isfinite(exact) & ~np.isfinite(norms)).any())
-    return HostReading(exact, weights, float(losses[0]) if losses.size else float("nan"), overflowed)
+    fine: BoolArray = np.isfinite(norms) & (norms >= _SMALLEST_EXACT * np.sqrt(sizes))
+    return ~fine
 
 
-def _measured_again(measured: GradientNorms, norms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    smallest = _SMALLEST_EXACT * np.sqrt(measured.index.sizes[measured.members])
-    suspicious = np.flatnonzero(~(np.isfinite(norms) & (norms >= smallest)))
-    if not suspicious.size:
-        return norms
-    values = [_dense(measured.gradients[i].detach()) for i in suspicious.tolist()]
+def measure_exactly(tensors: Sequence[Tensor]) -> FloatArray:
+    """Measure tensors in float64 and bring the norms to the host.
+
+    Args:
+        tensors: A few: on a CPU each is copied while it is read.
+
+    Returns:
+        Their norms, ``[num_tensors]``.
+
+    Example:
+        >>> measure_exactly([torch.full((4,), 2.0**100), torch.full((4,), 2.0**-100)]).tolist() == [2.0**101, 2.0**-99]
+        True
+    """
+    values = [_dense(tensor.detach()) for tensor in tensors]
     # MPS has no float64; everywhere else the pass stays on the device.
     values = [value.cpu() if value.device.type == "mps" else value for value in values]
-    parts = [torch.view_as_real(value) if value.is_complex() else value for value in values]
-    exact: npt.NDArray[np.float64] = norms.copy()
-    exact[suspicious] = norms_of(parts, torch.float64).cpu().numpy()
-    return exact
+    norms: FloatArray = norms_of(values, torch.float64).cpu().numpy()
+    for i in np.flatnonzero(~(np.isfinite(norms) & (norms > _SMALLEST_DOUBLE))).tolist():
+        if values[i].dtype in _DOUBLE_PRECISION and values[i].numel() and _is_plain(values[i]):
+            norms[i] = _scaled_norm(values[i])
+    return norms
+
+
+def _scaled_norm(tensor: Tensor) -> float:
+    """Measure a tensor whose squares float64 cannot hold: above 1e154, or below 1e-154."""
+    numbers = _real(tensor)
+    largest = float(numbers.abs().amax())
+    return largest * float(torch.linalg.vector_norm(numbers / largest)) if 0 < largest < np.inf else largest

@@ -292,10 +292,10 @@ def _weights_in_words(standings: Iterable[WeightStanding]) -> str:
         return ""
     if math.isnan(first.he):
         return f"weights of {first.layer} cannot be judged or initialized anew: {first.refusal}"
-    text = (
-        f"weights of {first.layer} have std {first.std:.2g} (He {first.he:.2g}, Xavier {first.xavier:.2g}, "
-        f"LeCun {first.lecun:.2g})"
-    )
+    schemes = f"He {first.he:.2g}, Xavier {first.xavier:.2g}, LeCun {first.lecun:.2g}"
+    text = f"weights of {first.layer} have std {first.std:.2g} ({schemes})"
+    if math.isnan(first.std):
+        text = f"weights of {first.layer} are spread over processes, their std is not known ({schemes})"
     return f"{text}; not to be initialized anew: {first.refusal}" if first.refusal else text
 
 

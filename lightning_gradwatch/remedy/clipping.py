@@ -29,7 +29,7 @@ class Clipper(Protocol):
 
 
 @dataclass(frozen=True)
-class ClipByGlobalNorm:
+class ClipByGlobalNorm(Clipper):
     """Scale all gradients of an optimizer so that their global norm is at most ``max_norm``.
 
     ``g_i *= min(1, max_norm / (global_norm + 1e-6))``, the formula of ``torch.nn.utils.clip_grad_norm_``. The
@@ -75,7 +75,7 @@ class ClipByGlobalNorm:
 
 
 @dataclass(frozen=True)
-class ClipByValue:
+class ClipByValue(Clipper):
     """Clamp every element of every gradient to ``[-max_value, max_value]``.
 
     ``g = clamp(g, -max_value, max_value)``, as ``torch.nn.utils.clip_grad_value_``: an infinite element becomes
@@ -118,8 +118,9 @@ class ClipByValue:
         for gradient in norms.gradients:
             if gradient.layout != torch.strided:
                 rows = gradient.coalesce()
-                bound = min(self.max_value, torch.finfo(rows.dtype).max)
-                rows.values().clamp_(-bound, bound)
+                values = torch.view_as_real(rows.values()) if rows.is_complex() else rows.values()
+                bound = min(self.max_value, torch.finfo(values.dtype).max)
+                values.clamp_(-bound, bound)
                 gradient.copy_(rows)
         return norms_of(norms.gradients)
 
@@ -134,8 +135,12 @@ def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     dense = [gradient for gradient in gradients if gradient.layout == torch.strided]
-    for alike in _by_kind(dense):
-        torch._foreach_mul_(alike, coefficient.to(alike[0].device))
+    # Complex numbers as pairs of real ones: a complex 1 times infinity would be NaN.
+    parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in dense]
+    for alike in _by_kind(parts):
+        # A coefficient of the gradients' own precision, float32 at least, keeps the multiplication fused on a GPU.
+        kind = torch.promote_types(alike[0].dtype, torch.float32)
+        torch._foreach_mul_(alike, coefficient.to(alike[0].device, kind))
     for gradient in gradients:
         if gradient.layout != torch.strided:
             gradient.mul_(coefficient.to(gradient.device))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from lightning_gradwatch.report.card import CardSink
 from lightning_gradwatch.report.jsonl import JsonlSink
@@ -110,7 +111,8 @@ def _tensorboard_show(logger: Any) -> Show:
 
 def _wandb_show(logger: Any) -> Show:
     def show(tag: str, picture: npt.NDArray[np.uint8], step: int) -> None:
-        logger.log_image(key=tag, images=[picture], step=step)
+        # As a picture: of an array wandb before 0.21 makes one by dividing it by its range.
+        logger.log_image(key=tag, images=[Image.fromarray(picture)], step=step)
 
     return show
 

@@ -22,7 +22,7 @@ SCALARS = (
 
 
 class ScalarSink:
-    """Give a logger the scalars at its interval.
+    """Give a logger the scalars at its interval, those of all optimizers at once.
 
     Args:
         log: Takes the numbers by name and the step, such as ``logger.log_metrics``.
@@ -33,11 +33,22 @@ class ScalarSink:
         self._log = log
         self._per_layer = per_layer
         self._suffixes: list[str] = []
+        self._values: dict[str, float] = {}
+        self._log_step = 0
 
     def write(self, report: Report) -> None:
-        """Log where the logging interval asks for it."""
+        """Keep what the logging interval asks for until the batch is over."""
         if report.due:
-            self._log(self._named(report), report.log_step)
+            if report.log_step != self._log_step:
+                self.flush()
+            self._values |= self._named(report)
+            self._log_step = report.log_step
+
+    def flush(self) -> None:
+        """Log what was kept: one call a batch, so that a table gets one row."""
+        values, self._values = self._values, {}
+        if values:
+            self._log(values, self._log_step)
 
     def _named(self, report: Report) -> dict[str, float]:
         values = scalars(report)
@@ -51,10 +62,12 @@ class ScalarSink:
 
     def deactivate(self, log_step: int) -> None:
         """Log that nobody is watching any more, under the names in use."""
+        self.flush()
         self._log({f"gradwatch/active{suffix}": 0.0 for suffix in self._suffixes or [""]}, log_step)
 
     def close(self) -> None:
-        """Do nothing: the logger is not ours to close."""
+        """Log what is left; the logger is not ours to close."""
+        self.flush()
 
 
 def scalars(report: Report) -> dict[str, float]:

@@ -13,7 +13,8 @@ from lightning_gradwatch.report.report import Report
 class Sink(Protocol):
     """Anything that takes reports; called on rank zero only.
 
-    A sink may also have ``deactivate(log_step)``, called when GradWatch had to switch itself off.
+    A sink may also have ``flush()``, called after each batch, in which several optimizers may have stepped, and
+    ``deactivate(log_step)``, called when GradWatch had to switch itself off.
 
     Example:
         >>> class Onsets:
@@ -45,12 +46,17 @@ class SinkRow:
     """
 
     def __init__(self, sinks: Sequence[Sink], logger: logging.Logger) -> None:
+        self.failed: list[Sink] = []
         self._sinks = list(sinks)
         self._logger = logger
 
     def write(self, report: Report) -> None:
         """Give a report to every sink."""
         self._each(lambda sink: sink.write(report))
+
+    def flush(self) -> None:
+        """Tell the sinks that care that the batch is over."""
+        self._each(lambda sink: getattr(sink, "flush", lambda: None)())
 
     def deactivate(self, log_step: int) -> None:
         """Tell the sinks that care that GradWatch is switched off."""
@@ -66,6 +72,7 @@ class SinkRow:
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
+                self.failed.append(sink)
                 self._logger.warning(
                     "GradWatch  sink %s failed and is switched off, training goes on: %s: %s",
                     type(sink).__name__,

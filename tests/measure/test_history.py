@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_gradwatch.detect.progress import loss_has_fallen
 from lightning_gradwatch.measure.history import FIRST_LOSSES, GradientHistory
@@ -164,6 +166,91 @@ def test_a_plateau_is_judged_the_same_however_the_run_was_kept(fall, fallen):
     assert len(runs["thinned"]) < len(runs["one"]) == 400
     assert {name: run.losses_of(0).tolist() for name, run in runs.items()} == dict.fromkeys(runs, expected)
     assert loss_has_fallen(np.array(expected), 80) is fallen
+
+
+def test_a_loss_that_comes_later_goes_to_its_row():
+    """Only the row of that optimizer and step gets the loss, and nothing else of it changes."""
+    history = filled(30)
+    history.set_loss(0, 7, 5.0)
+    expected = [-float(step) for step in range(30)]
+    expected[7] = 5.0
+    assert history.losses.tolist() == expected
+    assert history.losses_of(0).tolist() == expected
+    np.testing.assert_array_equal(history.norms[:, 0], np.arange(30.0))
+
+
+@pytest.mark.parametrize(("optimizer", "step"), [(0, 30), (0, -1), (1, 7)])
+def test_a_loss_of_a_row_that_is_gone_goes_nowhere(optimizer, step):
+    """An unknown step, or another optimizer's, changes nothing."""
+    history = filled(30)
+    before = history.state_dict()
+    history.set_loss(optimizer, step, 5.0)
+    np.testing.assert_equal(history.state_dict(), before)
+
+
+def test_each_optimizer_of_a_batch_gets_its_own_loss():
+    """Two optimizers that stepped at the same ``global_step`` are told apart."""
+    history = GradientHistory(["l0"])
+    for step in range(4):
+        for number in (0, 1):
+            history.append(snapshot(step, number))
+    history.set_loss(0, 2, 5.0)
+    history.set_loss(1, 3, 6.0)
+    assert history.losses.tolist() == [0, 0, -1, -1, 5, -2, -3, 6]
+    assert history.optimizers.tolist() == [0, 1] * 4
+    assert np.isnan(history.losses_of(0)).all()
+
+
+def test_a_loss_that_comes_later_is_not_put_into_an_earlier_run():
+    """In a second run steps count from 0 again: the loss belongs to the newest row of that step."""
+    history = GradientHistory(["l0"])
+    for _ in range(2):
+        for step in range(5):
+            history.append(snapshot(step))
+    history.set_loss(0, 3, 5.0)
+    assert history.losses.tolist() == [0, -1, -2, -3, -4, 0, -1, -2, 5, -4]
+    assert history.losses_of(0).tolist() == history.losses.tolist()
+
+
+def test_a_loss_that_comes_later_is_not_seen_by_a_state_that_was_saved():
+    """A checkpoint keeps what was known when it was written."""
+    history = filled(5)
+    state = history.state_dict()
+    history.set_loss(0, 1, 5.0)
+    assert state["losses"].tolist() == [0, -1, -2, -3, -4]
+    assert state["first_losses"].tolist() == [0, -1, -2, -3, -4]
+
+
+@given(
+    num_rows=st.integers(1, 260),
+    every=st.integers(1, 20),
+    capacity=st.sampled_from([40, 64, 150, 1000]),
+    saved_at=st.integers(0, 260),
+)
+@settings(deadline=None, max_examples=60)
+def test_losses_that_come_later_are_as_if_they_had_been_known_at_once(num_rows, every, capacity, saved_at):
+    """In exchanges of up to 20 rows, thinned or not, after a checkpoint or not, nothing but the moment differs."""
+    known, later = (GradientHistory(["l0"], window=32, max_bytes=capacity * 73) for _ in range(2))
+    waiting = []
+    for step in range(num_rows):
+        known.append(snapshot(step))
+        later.append(replace(snapshot(step), loss=float("nan")))
+        waiting.append(step)
+        if len(waiting) == every or step == num_rows - 1:
+            for late in waiting:
+                later.set_loss(0, late, snapshot(late).loss)
+            waiting.clear()
+        if step == saved_at:
+            restored = []
+            for history in (known, later):
+                state = history.state_dict()
+                fresh = GradientHistory(["l0"], window=32, max_bytes=capacity * 73)
+                fresh.load_state_dict(state)
+                restored.append(fresh)
+            known, later = restored
+    np.testing.assert_array_equal(later.losses, known.losses)
+    np.testing.assert_array_equal(later.losses_of(0), known.losses_of(0))
+    np.testing.assert_equal(later.state_dict(), known.state_dict())
 
 
 def test_ordinals_go_on_after_a_restore():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations
 
 from lightning_gradwatch.measure.layers import (
@@ -156,15 +160,51 @@ def test_the_index_knows_layer_bias_group_and_size():
     assert index.bias.tolist() == [True, False, True]
     assert index.group.tolist() == [0, 0, 1]
     assert index.sizes.tolist() == [1, 6, 3]
+    assert index.filled.tolist() == [0, 1, 2]
+    assert not index.sharded
     assert index.num_layers == 3
 
 
+@pytest.mark.supports("lazy layers")
 def test_the_index_of_lazy_parameters_has_size_zero():
-    """An optimizer may hold a lazy parameter."""
-    model = nn.LazyLinear(3)
+    """An optimizer may hold a lazy parameter; it is not among those that have a shape."""
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
     index = index_parameters(find_layers(model), [list(model.parameters())])
     assert index is not None
-    np.testing.assert_array_equal(index.sizes, [0, 0])
+    np.testing.assert_array_equal(index.sizes, [0, 0, 3, 1])
+    assert index.filled.tolist() == [2, 3]
+
+
+@pytest.mark.supports("lazy layers")
+def test_an_index_no_longer_covers_lazy_parameters_that_got_a_shape():
+    """The parameters are the same objects, but the index knows neither their size nor that they can be measured."""
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+    parameters = list(model.parameters())
+    index = index_parameters(find_layers(model), [parameters])
+    assert index is not None
+    assert index.covers(parameters)
+    model(torch.ones(1, 2))
+    assert not index.covers(parameters)
+    fresh = index_parameters(find_layers(model), [parameters])
+    assert fresh is not None
+    assert fresh.covers(parameters)
+    assert fresh.sizes.tolist() == [6, 3, 3, 1]
+    assert fresh.filled.tolist() == [0, 1, 2, 3]
+
+
+def test_the_index_knows_whether_a_parameter_is_sharded(tmp_path: Path):
+    """One parameter in shards is enough: its norm needs all processes."""
+    distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = nn.Linear(2, 2)
+        model.bias = nn.Parameter(distribute_tensor(model.bias.detach(), mesh, [Shard(0)]))
+        index = index_parameters(find_layers(model), [model.parameters()])
+        assert index is not None
+        assert index.sharded
+        assert index.filled.tolist() == [0, 1]
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_the_index_covers_its_own_parameters_only():

@@ -2,371 +2,449 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import norm
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradwatch.measure.reading import Reader, describe_optimizer
+from lightning_gradwatch.measure import reading as module
+from lightning_gradwatch.measure.layers import find_layers, index_parameters
+from lightning_gradwatch.measure.norms import GradientNorms, measure_gradients
+from lightning_gradwatch.measure.reading import Reading
 from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm, ClipByValue
 
-
-def net() -> nn.Sequential:
-    """Make a small net with the same weights each time."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+# What overflows, vanishes or loses digits when float32 squares it.
+EXTREMES = [0.0, 1.0, -3.0, 1e30, -1e30, 1e-30, 1e-41, 6e4, float("inf"), float("nan")]
 
 
-def backward(model: nn.Module) -> Tensor:
-    """Run one backward pass and return the loss."""
-    loss = model(torch.linspace(-1, 1, 15).reshape(5, 3)).square().mean()
-    loss.backward()
-    return loss
+def measured(*gradients: Tensor) -> GradientNorms:
+    """Measure given gradients as those of a model's parameters."""
+    parameters = [nn.Parameter(torch.zeros(g.shape, dtype=g.dtype)) for g in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    index = index_parameters(find_layers(nn.ParameterList(parameters)), [parameters])
+    assert index is not None
+    return measure_gradients(index)
 
 
-def oracle(parameters: Sequence[Tensor]) -> float:
-    """Flatten all gradients to float64 and take the norm; NaN without one."""
-    flat = [p.grad.double().reshape(-1) for p in parameters if p.grad is not None]
-    return float(torch.cat(flat).norm()) if flat else float("nan")
+def reading_of(*gradients: Tensor, zeros: Sequence[bool] | None = None, **extras: Tensor) -> Reading:
+    """Begin a reading whose snapshot is the dictionary of its numbers."""
+    known = np.array([False] * len(gradients) if zeros is None else zeros, dtype=np.bool_)
+    return Reading(measured(*gradients), extras, known, dict)
 
 
-def given_gradients(*gradients: Tensor) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Make a model of one layer a gradient, with an optimizer."""
-    lists = [nn.ParameterList([nn.Parameter(torch.zeros(gradient.shape))]) for gradient in gradients]
-    for layer, gradient in zip(lists, gradients, strict=True):
-        layer[0].grad = gradient.clone()
-    model = nn.ModuleList(lists)
-    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+def numbers(reading: Reading) -> Mapping[str, np.ndarray]:
+    """Ask a reading for its numbers."""
+    return reading.snapshot()
 
 
-def test_a_snapshot_holds_what_the_oracle_measures():
-    """Norms, bias norms, weight norms, loss and step are those of flattened float64 tensors."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = backward(model)
-    snapshot, _ = Reader(model).read(2, optimizer, 17, loss=loss)
-    layers = [model[0], model[2], model[3]]
-    np.testing.assert_allclose(snapshot.norms, [oracle(list(m.parameters())) for m in layers], rtol=1e-6)
-    np.testing.assert_allclose(snapshot.bias_norms, [oracle([m.bias]) for m in layers], rtol=1e-6)
-    weights = [torch.cat([p.detach().double().reshape(-1) for p in m.parameters()]).norm() for m in layers]
-    np.testing.assert_allclose(snapshot.weight_norms, weights, rtol=1e-6)
-    assert snapshot.clipped_norms is snapshot.norms
-    assert snapshot.present.all()
-    assert (snapshot.step, snapshot.optimizer, snapshot.loss) == (17, 2, pytest.approx(loss.item()))
-    np.testing.assert_allclose(snapshot.learning_rates, 0.1)
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Sum norms in float64 from the start, as on CUDA, and let the numbers come late."""
+    with (
+        mock.patch("lightning_gradwatch.measure.norms.sums_in_double", return_value=True),
+        mock.patch("lightning_gradwatch.measure.reading.sums_in_double", return_value=True),
+    ):
+        yield
 
 
-def test_each_layer_has_the_learning_rate_of_its_group():
-    """A layer that the optimizer does not hold has none, and is not present."""
-    model = net()
-    groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[3].parameters()}]
-    optimizer = torch.optim.SGD(groups, lr=torch.tensor(0.25))
-    backward(model)
-    snapshot, _ = Reader(model).read(0, optimizer, 0)
-    np.testing.assert_array_equal(snapshot.learning_rates, [0.5, np.nan, 0.25])
-    assert snapshot.present.tolist() == [True, False, True]
-    assert np.isnan(snapshot.norms[1])
-    assert np.isnan(snapshot.loss)
-
-
-def test_layers_without_a_gradient_are_not_present():
-    """Frozen layers and layers that were not used are NaN and not present; their weights are still measured."""
-    model = net()
-    model[0].requires_grad_(requires_grad=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    reader = Reader(model)
-    backward(model)
-    model[3].zero_grad()
-    snapshot, _ = reader.read(0, optimizer, 0)
-    assert snapshot.present.tolist() == [False, True, False]
-    assert np.isfinite(snapshot.norms).tolist() == [False, True, False]
-    assert np.isfinite(snapshot.weight_norms).all()
-    assert snapshot.finite
-
-
-def test_a_nan_gradient_is_present():
-    """A NaN gradient is present and not finite."""
-    model, optimizer = given_gradients(torch.tensor([float("nan")]), torch.ones(4))
-    snapshot, _ = Reader(model).read(0, optimizer, 0)
-    assert snapshot.present.all()
-    assert not snapshot.finite
-    assert snapshot.norms[1] == 2.0
-
-
-def test_scales_are_divided_out():
-    """A loss scaler's factor is in neither the norms nor the loss."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = backward(model)
-    reader = Reader(model)
-    plain, _ = reader.read(0, optimizer, 0, loss=loss)
-    for parameter in model.parameters():
-        parameter.grad *= 1024
-    clip = ClipByGlobalNorm(1e9).clip_
-    scaled, measured = reader.read(0, optimizer, 0, clip, loss * 512, gradient_scale=1024.0, loss_scale=512.0)
-    for name in ("norms", "clipped_norms", "bias_norms"):
-        np.testing.assert_allclose(getattr(scaled, name), getattr(plain, name), rtol=1e-6)
-    assert scaled.loss == pytest.approx(plain.loss)
-    np.testing.assert_allclose(reader.read_again(measured, 1024.0), plain.norms, rtol=1e-6)
-
-
-def test_weights_are_measured_at_first_and_now_and_then():
-    """The first five readings measure the weights, then every 50th; between, the newest measurement stands."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    reader = Reader(model)
-    backward(model)
-    fresh = []
-    for step in range(101):
-        with torch.no_grad():
-            model[3].weight.fill_(float(step))
-            model[3].bias.zero_()
-        snapshot, _ = reader.read(0, optimizer, step)
-        fresh += [step] if snapshot.weight_norms[2] == pytest.approx(step * np.sqrt(8)) else []
-    assert fresh == [0, 1, 2, 3, 4, 50, 100]
-
-
-@pytest.mark.parametrize(
-    ("gradients", "clip"),
-    [
-        ([torch.full((4,), 1e30), torch.ones(4)], ClipByValue(1.0)),
-        ([torch.full((4,), 1e30), torch.ones(4)], ClipByGlobalNorm(1.0)),
-        ([torch.full((4,), 1e-25), torch.full((4,), 1e3)], ClipByGlobalNorm(1.0)),
-        ([torch.full((4,), 1e-25), torch.ones(4)], ClipByGlobalNorm(100.0)),
-        ([torch.zeros(4), torch.full((4,), 1e3)], ClipByValue(1.0)),
-    ],
-    ids=["overflow by value", "overflow by norm", "tiny, clipped", "tiny, not clipped", "zero"],
-)
-def test_norms_before_clipping_are_exact_however_extreme(gradients, clip):
-    """What float32 squares cannot hold is measured again before the clipper changes it, and after."""
-    model, optimizer = given_gradients(*gradients)
-    parameters = list(model.parameters())
-    before = [oracle([p]) for p in parameters]
-    snapshot, _ = Reader(model).read(0, optimizer, 0, clip.clip_)
-    np.testing.assert_allclose(snapshot.norms, before, rtol=1e-6)
-    np.testing.assert_allclose(snapshot.clipped_norms, [oracle([p]) for p in parameters], rtol=1e-6)
-
-
-@pytest.mark.parametrize("gradient", [1.0, 1e30])
-def test_the_clipper_is_called_once(gradient):
-    """A clipper that remembers sees each step once, after an overflow too."""
-    calls = []
-
-    def clip(norms):
-        calls.append(norms.norms.tolist())
-        return norms.norms
-
-    model, optimizer = given_gradients(torch.full((4,), gradient))
-    Reader(model).read(0, optimizer, 0, clip)
-    assert calls == [[pytest.approx(2 * gradient)]]
-
-
-def test_reading_again_sees_what_someone_else_has_clipped():
-    """After another's clipping the same gradients have smaller norms."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model)
-    reader = Reader(model)
-    before, measured = reader.read(0, optimizer, 0)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), before.global_norm / 10)
-    np.testing.assert_allclose(reader.read_again(measured), before.norms / 10, rtol=1e-4)
-
-
-def test_reading_changes_nothing():
-    """Weights, gradients and the random state are bit-identical after graph and gradients were read."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    reader = Reader(model)
-    loss = model(torch.randn(5, 3)).square().mean()
-    reader.read_graph(loss)
-    loss.backward()
-    state = [t.clone() for p in model.parameters() for t in (p.detach(), p.grad)]
-    random = torch.get_rng_state()
-    versions = [p._version for p in model.parameters()]
-    grads = [id(p.grad) for p in model.parameters()]
-    for step in range(60):
-        _, measured = reader.read(0, optimizer, step, loss=loss)
-        reader.read_again(measured)
-    assert all(
-        torch.equal(a, b) for a, b in zip(state, (t for p in model.parameters() for t in (p, p.grad)), strict=True)
-    )
-    assert torch.equal(torch.get_rng_state(), random)
-    assert [p._version for p in model.parameters()] == versions
-    assert [id(p.grad) for p in model.parameters()] == grads
+@pytest.fixture(params=[nullcontext, as_on_cuda], ids=["as on a CPU", "as on CUDA"])
+def anywhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test both ways."""
+    with request.param():
+        yield
 
 
 @pytest.fixture
-def transfers(monkeypatch) -> Counter[str]:
-    """Count every way in which a tensor's numbers come to the host."""
-    counts: Counter[str] = Counter()
-
-    def counting(name: str, original: Callable) -> Callable:
-        def counted(self, *arguments, **more):
-            counts[name] += 1
-            return original(self, *arguments, **more)
-
-        return counted
-
-    for name in ("cpu", "item", "tolist", "__float__", "__bool__", "__int__", "__index__"):
-        monkeypatch.setattr(Tensor, name, counting(name, getattr(Tensor, name)))
-    return counts
+def late() -> Iterator[None]:
+    """Run a test as on CUDA."""
+    with as_on_cuda():
+        yield
 
 
-@pytest.mark.parametrize("num_before", [0, 7], ids=["with weights", "without weights"])
-def test_a_reading_is_one_transfer(transfers, num_before):
-    """One ``cpu()`` a reading, with or without the weights, and nothing else that waits for the device."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    reader = Reader(model)
-    loss = backward(model)
-    for step in range(num_before):
-        reader.read(0, optimizer, step, loss=loss)
-    transfers.clear()
-    reader.read(0, optimizer, num_before, loss=loss)
-    assert transfers == {"cpu": 1}
+@pytest.fixture
+def transfers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note each transfer that is started, and each for whose numbers somebody asks."""
+    events: list[str] = []
+
+    class Noted(module.Transfer):
+        def __init__(self, parts):
+            events.append("sent")
+            super().__init__(parts)
+
+        def numbers(self):
+            events.append("asked")
+            return super().numbers()
+
+    monkeypatch.setattr(module, "Transfer", Noted)
+    return events
 
 
-def test_a_clipper_costs_one_transfer_more(transfers):
-    """Norms before clipping have to be known before they are changed, so those after come apart."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = backward(model)
-    Reader(model).read(0, optimizer, 0, ClipByGlobalNorm(1e-3).clip_, loss)
-    assert transfers == {"cpu": 2}
+@pytest.fixture
+def second_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how many tensors each second look takes."""
+    looks: list[int] = []
+    original = module.measure_exactly
+    monkeypatch.setattr(module, "measure_exactly", lambda tensors: looks.append(len(tensors)) or original(tensors))
+    return looks
 
 
-class CountCalls(TorchDispatchMode):
-    """Counts the operations that reach the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+tensors = st.builds(
+    lambda values, dtype: torch.tensor(values, dtype=torch.float64).to(dtype),
+    st.lists(st.sampled_from(EXTREMES) | st.floats(-100, 100, width=32), max_size=6),
+    st.sampled_from(DTYPES),
+)
 
 
-def test_the_operations_of_a_reading_are_few_and_known():
-    """All gradients are read by one fused call; the count does not grow with the number of layers."""
-    for depth in (2, 20):
-        model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        reader = Reader(model)
-        loss = backward(model)
-        for step in range(5):
-            reader.read(0, optimizer, step, loss=loss)
-        with CountCalls() as mode:
-            reader.read(0, optimizer, 5, loss=loss)
-        # The loss is detached and reshaped, joined to the norms, and both go to the host.
-        operations = {name: count for name, count in mode.calls.items() if name not in ("detach", "view", "lift_fresh")}
-        assert operations == {"_foreach_norm": 1, "stack": 1, "cat": 1}
+@pytest.mark.parametrize("place", [nullcontext, as_on_cuda], ids=["as on a CPU", "as on CUDA"])
+@given(gradients=st.lists(tensors, min_size=1, max_size=5))
+@settings(deadline=None, max_examples=80)
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_norms_on_the_host_are_those_of_float64(place, gradients):
+    """Whatever dtypes are mixed, and however large or small, each norm is that of the float64 oracle."""
+    with place():
+        norms = numbers(reading_of(*gradients))["norms"]
+    assert norms.dtype == np.float64
+    np.testing.assert_allclose(norms, [norm(g) for g in gradients], rtol=1e-5)
 
 
-def test_the_graph_is_read_until_every_trainable_layer_is_seen():
-    """Two losses of a GAN tell one order; what the first said of a layer stays."""
-    model = nn.ModuleDict({"critic": nn.Linear(4, 1), "generator": nn.Linear(3, 4)})
-    reader = Reader(model)
-    assert reader.order == (0, 1)
-    reader.read_graph(model["critic"](torch.ones(2, 4)).sum())
-    assert reader.topology.order == (0,)
-    reader.read_graph(model["critic"](torch.tanh(model["generator"](torch.ones(2, 3)))).sum())
-    assert reader.topology.order == (0, 1)
-    assert [about.activation for about in reader.descriptions] == ["output", "tanh"]
-    before = reader.topology
-    reader.read_graph(torch.relu(model["generator"](torch.ones(2, 3))).sum())
-    assert reader.topology is before
+@pytest.mark.parametrize("place", [nullcontext, as_on_cuda], ids=["as on a CPU", "as on CUDA"])
+@given(
+    gradients=st.lists(tensors, min_size=1, max_size=4),
+    bound=st.sampled_from([1e-3, 1.0, 1e20]),
+    clipper=st.sampled_from([ClipByGlobalNorm, ClipByValue]),
+)
+@settings(deadline=None, max_examples=60)
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_norms_before_and_after_clipping_are_those_of_float64(place, gradients, bound, clipper):
+    """What a clipper does to extreme gradients changes neither the norms before it nor spoils those after it."""
+    gradients = [gradient.clone() for gradient in gradients]
+    before = [norm(gradient) for gradient in gradients]
+    with place():
+        reading = reading_of(*gradients)
+        reading.clip_(clipper(bound).clip_)
+        read = numbers(reading)
+    np.testing.assert_allclose(read["norms"], before, rtol=1e-5)
+    # Half precision rounds each clipped number to three digits, and tiny ones to none.
+    fine = [i for i, gradient in enumerate(gradients) if gradient.dtype not in {torch.float16, torch.bfloat16}]
+    after = np.array([norm(gradient) for gradient in gradients])
+    finite = [i for i in fine if np.isfinite(after[i])]
+    np.testing.assert_allclose(read["clipped_norms"][finite], after[finite], rtol=1e-5, atol=1e-37)
+    np.testing.assert_array_equal(np.isfinite(read["clipped_norms"]), np.isfinite(after))
 
 
-def test_a_layer_that_is_never_used_does_not_keep_the_graph_open():
-    """After four graphs no more is read."""
-    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    reader = Reader(model)
-    for _ in range(4):
-        reader.read_graph(model[0](torch.ones(1, 2)).sum())
-    before = reader.topology
-    reader.read_graph(model[1](torch.ones(1, 2)).sum())
-    assert reader.topology is before
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_stays_zero(dtype):
+    """The norm of zeros, and of a tensor without elements, is exactly 0."""
+    reading = reading_of(torch.zeros(3, dtype=dtype), torch.zeros(0, 4, dtype=dtype))
+    assert numbers(reading)["norms"].tolist() == [0.0, 0.0]
 
 
-def test_layers_in_forward_order_whatever_their_registration():
-    """The reader's order is that of the graph."""
-    model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 2)])
-    reader = Reader(model)
-    reader.read_graph(model[0](torch.relu(model[1](torch.ones(1, 2)))).sum())
-    assert reader.order == (1, 0)
+@pytest.mark.usefixtures("anywhere")
+def test_no_gradient_at_all_has_no_norms(second_looks):
+    """Without gradients the norms are empty; what goes along arrives, a clipper has nothing to do, nobody waits."""
+    reading = reading_of(loss=torch.tensor([2.0]))
+    reading.clip_(ClipByGlobalNorm(1.0).clip_)
+    reading.send()
+    assert not reading.under_way
+    read = numbers(reading)
+    assert (read["norms"].size, read["clipped_norms"].size) == (0, 0)
+    assert read["loss"].tolist() == [2.0]
+    assert second_looks == []
 
 
-def test_a_layer_that_is_added_later_is_appended():
-    """A new layer in a new group becomes the last column; earlier columns keep their places, and the graph is read."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    reader = Reader(model)
-    loss = backward(model)
-    reader.read_graph(loss)
-    reader.read(0, optimizer, 0)
-    model.insert(0, nn.Linear(3, 3))
-    model.new = nn.Linear(2, 2)
-    optimizer.add_param_group({"params": model.new.parameters(), "lr": 0.7})
-    optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.9})
-    loss = model(torch.randn(5, 3)).square().mean()
-    loss.backward()
-    snapshot, _ = reader.read(0, optimizer, 1)
-    assert len(snapshot.norms) == len(reader.layers) == len(reader.descriptions) == len(reader.order)
-    assert "new" in [layer.name for layer in reader.layers]
-    held = {id(p) for layer in reader.layers for p in layer.parameters.values()}
-    assert {id(p) for p in model.parameters()} <= held
-    place = [layer.name for layer in reader.layers].index("new")
-    assert snapshot.norms[place] == pytest.approx(oracle(list(model.new.parameters())))
-    assert snapshot.learning_rates[place] == pytest.approx(0.7)
-    assert reader._graphs_left == 1
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("factor", [1.0, 1e-30, 1e30])
+def test_a_sparse_gradient_is_measured_by_its_sums(factor):
+    """Rows that came twice are added up before they are squared, however extreme."""
+    embedding = nn.Embedding(6, 3, sparse=True)
+    (embedding(torch.tensor([1, 1, 4])) * torch.tensor([[1.0], [2.0], [4.0]])).sum().backward()
+    gradient = embedding.weight.grad * factor
+    read = numbers(reading_of(gradient, torch.ones(4)))
+    np.testing.assert_allclose(read["norms"], [norm(gradient), 2.0], rtol=1e-6)
 
 
-def test_a_parameter_outside_the_model_is_a_layer():
-    """A stray parameter of the optimizer gets a column of its own at the end."""
-    model = net()
-    temperature = nn.Parameter(torch.ones(()))
-    optimizer = torch.optim.SGD([*model.parameters(), temperature], lr=0.1)
-    reader = Reader(model)
-    backward(model)
-    temperature.grad = torch.tensor(-3.0)
-    snapshot, _ = reader.read(0, optimizer, 0)
-    assert reader.layers[-1].name == "(outside the model) 0"
-    assert snapshot.norms[-1] == 3.0
-    assert len(snapshot.norms) == 4
-    again, _ = reader.read(0, optimizer, 1)
-    assert len(again.norms) == 4
+@pytest.mark.usefixtures("anywhere")
+def test_the_numbers_need_no_graph():
+    """Gradients that are part of a graph (``create_graph=True``) are read without extending it."""
+    gradient = (torch.ones(4, requires_grad=True) * 2e-30).detach().requires_grad_()
+    np.testing.assert_allclose(numbers(reading_of(gradient))["norms"], [4e-30], rtol=1e-6)
 
 
-def test_two_optimizers_are_read_apart():
-    """Each optimizer's reading has its own layers present, and a layer added by one has a column for both."""
-    model = net()
-    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    second = torch.optim.Adam(model[3].parameters(), lr=0.2)
-    reader = Reader(model)
-    backward(model)
-    one, _ = reader.read(0, first, 0)
-    assert one.present.tolist() == [True, False, False]
-    second.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    two, _ = reader.read(1, second, 0)
-    assert two.present.tolist() == [False, False, True, False]
-    one, _ = reader.read(0, first, 1)
-    assert one.present.tolist() == [True, False, False, False]
-    assert len(one.weight_norms) == 4
+@pytest.mark.usefixtures("anywhere")
+def test_what_goes_along_comes_back_apart():
+    """Vectors of any length and dtype arrive under their names, as float64."""
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([1.0])]
+    extras = {
+        "weight_norms": torch.tensor([7.0, 8.0, 9.0]),
+        "loss": torch.tensor([2.5], dtype=torch.float64, requires_grad=True).detach(),
+        "scale": torch.tensor([0.5], dtype=torch.bfloat16),
+        "learning_rates": torch.empty(0),
+    }
+    read = numbers(reading_of(*gradients, **extras))
+    assert {name: part.tolist() for name, part in read.items()} == {
+        "norms": [5.0, 1.0],
+        "weight_norms": [7.0, 8.0, 9.0],
+        "loss": [2.5],
+        "scale": [0.5],
+        "learning_rates": [],
+    }
+    assert {part.dtype for part in read.values()} == {np.dtype(np.float64)}
 
 
-def test_optimizers_are_described_in_plain_values():
-    """Class, momentum and eps; 0 where there is none or it is no plain number."""
-    weights = [nn.Parameter(torch.zeros(1))]
-    adam = describe_optimizer(torch.optim.Adam(weights, eps=1e-5))
-    assert (adam.kind, adam.momentum, adam.eps) == ("Adam", 0.0, 1e-5)
-    sgd = torch.optim.SGD(weights, lr=0.1, momentum=0.5)
-    assert describe_optimizer(sgd).momentum == 0.5
-    sgd.param_groups[0]["momentum"] = None
-    assert describe_optimizer(sgd).momentum == 0.0
-    sgd.param_groups.clear()
-    assert describe_optimizer(sgd).kind == "SGD"
+@pytest.mark.parametrize(
+    ("gradient", "looks"),
+    [(1e30, [1]), (1e-30, [1]), (0.0, [1]), (float("inf"), [1]), (float("nan"), [1]), (1.0, [])],
+)
+def test_only_what_float32_cannot_hold_gets_a_second_look(second_looks, gradient, looks):
+    """A second look takes the suspicious gradients alone."""
+    numbers(reading_of(torch.ones(4), torch.full((4,), gradient), torch.ones(2)))
+    assert second_looks == looks
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("gradient", [1e30, 1e-30, 0.0, float("inf"), float("nan")])
+def test_norms_summed_in_float64_get_no_second_look(second_looks, gradient):
+    """As on CUDA nothing is looked at twice, before clipping and after it."""
+    reading = reading_of(torch.ones(4), torch.full((4,), gradient))
+    reading.clip_(ClipByValue(0.5).clip_)
+    numbers(reading)
+    assert second_looks == []
+
+
+def test_known_zeros_get_no_second_look(second_looks):
+    """What is known to be zero is not looked at again as long as it reads zero, neither before nor after a clipper."""
+    zeros = np.array([True, False])
+    reading = Reading(measured(torch.zeros(4), torch.ones(4)), {}, zeros, dict)
+    reading.clip_(ClipByGlobalNorm(1.0).clip_)
+    assert numbers(reading)["norms"].tolist() == [0.0, 2.0]
+    assert second_looks == []
+    assert zeros.tolist() == [True, False]
+
+
+def test_a_second_look_notes_what_is_zero():
+    """Exact zeros become known; what is no longer zero, or was only too small, is not known."""
+    zeros = np.array([False, True, False, True])
+    gradients = [torch.zeros(4), torch.ones(4), torch.full((4,), 1e-30), torch.zeros(4)]
+    read = numbers(Reading(measured(*gradients), {}, zeros, dict))
+    np.testing.assert_allclose(read["norms"], [0.0, 2.0, 2e-30, 0.0], rtol=1e-6)
+    assert zeros.tolist() == [True, False, False, True]
+
+
+def test_what_a_clipper_makes_zero_is_not_known_to_be_zero():
+    """The next reading finds a tiny gradient again, though a clipper wiped it out."""
+
+    def wipes_out(norms: GradientNorms) -> Tensor:
+        for gradient in norms.gradients:
+            gradient.zero_()
+        return torch.zeros_like(norms.norms)
+
+    zeros = np.array([False])
+    for _ in range(3):
+        reading = Reading(measured(torch.full((4,), 1e-30)), {}, zeros, dict)
+        reading.clip_(wipes_out)
+        read = numbers(reading)
+        np.testing.assert_allclose(read["norms"], [2e-30], rtol=1e-6)
+        assert read["clipped_norms"].tolist() == [0.0]
+
+
+def test_only_gradients_that_are_there_are_known_zeros():
+    """What is known of a parameter whose gradient is None stays as it was."""
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
+    model[1].grad = torch.zeros(2)
+    index = index_parameters(find_layers(model), [model.parameters()])
+    zeros = np.array([True, False, False])
+    numbers(Reading(measure_gradients(index), {}, zeros, dict))
+    assert zeros.tolist() == [True, True, False]
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("gradient", [1.0, 1e30])
+def test_a_clipper_sees_true_norms_once(gradient):
+    """Norms that overflowed in float32 are replaced before the clipper sees them; it is called once."""
+    calls = []
+    reading = reading_of(torch.full((4,), gradient), torch.ones(4))
+    reading.clip_(lambda norms: calls.append(norms.norms.tolist()) or norms.norms)
+    numbers(reading)
+    assert calls == [[pytest.approx(2 * gradient), 2.0]]
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
+def test_a_clipper_sees_what_is_not_finite(gradient):
+    """Infinity and NaN are not taken for overflows."""
+    calls = []
+    reading = reading_of(torch.full((4,), gradient))
+    reading.clip_(lambda norms: calls.append(norms.norms.tolist()) or norms.norms)
+    numbers(reading)
+    assert calls == [[pytest.approx(gradient, nan_ok=True)]]
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_clipper_may_return_norms_of_any_precision(dtype):
+    """A person's clipper that returns norms in the gradients' own half precision is heard as well."""
+    reading = reading_of(torch.full((4,), 2.0), torch.ones(4))
+    reading.clip_(lambda norms: norms.norms.to(dtype))
+    assert numbers(reading)["clipped_norms"].tolist() == [4.0, 2.0]
+
+
+@pytest.mark.usefixtures("late")
+def test_as_on_cuda_one_transfer_and_nothing_asked_before_the_snapshot(transfers):
+    """Everything goes in one transfer, and nobody waits for it before the numbers are asked for."""
+    reading = reading_of(torch.ones(4), loss=torch.ones(1))
+    assert transfers == []
+    reading.send()
+    assert transfers == ["sent"]
+    assert reading.under_way
+    numbers(reading)
+    assert transfers == ["sent", "asked"]
+    assert not reading.under_way
+    numbers(reading)
+    reading.send()
+    assert transfers == ["sent", "asked"]
+
+
+@pytest.mark.usefixtures("late")
+def test_as_on_cuda_a_clipper_costs_no_second_transfer(transfers):
+    """Norms before and after clipping go together, also those that someone else's clipping leaves."""
+    gradient = torch.ones(4)
+    reading = reading_of(gradient)
+    reading.clip_(ClipByGlobalNorm(1.0).clip_)
+    gradient.mul_(0.5)
+    reading.measure_again()
+    assert transfers == ["sent"]
+    assert reading.under_way
+    read = numbers(reading)
+    assert read["norms"].tolist() == [2.0]
+    assert read["clipped_norms"].tolist() == pytest.approx([0.5], rel=1e-5)
+    assert transfers == ["sent", "asked"]
+
+
+@pytest.mark.usefixtures("late")
+def test_as_on_cuda_numbers_that_were_asked_for_early_are_completed():
+    """A look between reading and someone else's clipping costs a transfer more and tells what was known then."""
+    gradient = torch.ones(4)
+    reading = reading_of(gradient, loss=torch.ones(1))
+    assert "clipped_norms" not in numbers(reading)
+    assert not reading.under_way
+    gradient.mul_(0.5)
+    reading.measure_again()
+    assert reading.under_way
+    read = numbers(reading)
+    assert {name: part.tolist() for name, part in read.items()} == {
+        "norms": [2.0],
+        "clipped_norms": [1.0],
+        "loss": [1.0],
+    }
+    assert not reading.under_way
+
+
+def test_on_a_cpu_the_host_looks_at_once(transfers):
+    """Nothing is ever under way; one transfer without a clipper, and one more for the norms after each clipping."""
+    gradient = torch.ones(4)
+    reading = reading_of(gradient, loss=torch.ones(1))
+    assert transfers == ["sent", "asked"]
+    assert not reading.under_way
+    reading.clip_(ClipByGlobalNorm(1.0).clip_)
+    assert transfers == ["sent", "asked"] * 2
+    gradient.mul_(0.5)
+    reading.measure_again()
+    assert transfers == ["sent", "asked"] * 3
+    assert not reading.under_way
+    assert numbers(reading)["clipped_norms"].tolist() == pytest.approx([0.5], rel=1e-5)
+    assert transfers == ["sent", "asked"] * 3
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_the_snapshot_is_made_once_and_anew_after_clipping():
+    """Who asks twice gets the same snapshot; after clipping there is another."""
+    made = []
+
+    def arrange(numbers: Mapping[str, np.ndarray]) -> object:
+        made.append(sorted(numbers))
+        return object()
+
+    reading = Reading(measured(torch.ones(4)), {}, np.array([False]), arrange)
+    assert reading.snapshot() is reading.snapshot()
+    reading.measure_again()
+    assert reading.snapshot() is reading.snapshot()
+    assert made == [["norms"], ["clipped_norms", "norms"]]
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("ask_first", [False, True])
+def test_gradients_are_let_go_once_they_were_sent(ask_first):
+    """Asking for numbers keeps the gradients for someone else's clipping; sending frees them."""
+    measurement = measured(torch.ones(4), torch.zeros(2))
+    gradient = weakref.ref(measurement.gradients[0])
+    measurement.index.parameters[0].grad = None
+    reading = Reading(measurement, {}, np.array([False, False]), dict)
+    del measurement
+    if ask_first:
+        numbers(reading)
+    assert gradient() is not None
+    reading.send()
+    assert gradient() is None
+    assert numbers(reading)["norms"].tolist() == [2.0, 0.0]
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_measuring_again_lets_the_gradients_go():
+    """After someone else's clipping was read nothing refers to the gradients."""
+    measurement = measured(torch.ones(4))
+    gradient = weakref.ref(measurement.gradients[0])
+    measurement.index.parameters[0].grad = None
+    reading = Reading(measurement, {}, np.array([False]), dict)
+    del measurement
+    reading.measure_again()
+    assert gradient() is None
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_after_sending_nothing_is_measured_again(transfers):
+    """Who calls too late gets the numbers that were known."""
+    gradient = torch.ones(4)
+    reading = reading_of(gradient)
+    reading.send()
+    gradient.mul_(0.5)
+    reading.measure_again()
+    assert list(numbers(reading)) == ["norms"]
+    assert transfers.count("sent") == 1
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_nobody_clips_after_the_step():
+    """A clipper that comes after the gradients were let go is a mistake of ours."""
+    reading = reading_of(torch.ones(4))
+    reading.send()
+    with pytest.raises(AssertionError, match="nobody clips after the step"):
+        reading.clip_(ClipByGlobalNorm(1.0).clip_)
+
+
+@pytest.mark.gpu
+@pytest.mark.supports("several devices in one model")
+@pytest.mark.parametrize("first", ["cpu", "cuda"])
+@pytest.mark.parametrize("value", [1e30, 1e-30])
+def test_extreme_gradients_on_a_cpu_beside_a_gpu_get_their_second_look(first, value):
+    """Where only some gradients are on CUDA, those on the CPU are exact as well, whichever comes first."""
+    places = [first, {"cpu": "cuda", "cuda": "cpu"}[first]]
+    parameters = [nn.Parameter(torch.zeros(4, device=place)) for place in places]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, value)
+    index = index_parameters(find_layers(nn.ParameterList(parameters)), [parameters])
+    reading = Reading(measure_gradients(index), {}, np.array([False, False]), dict)
+    reading.clip_(ClipByGlobalNorm(1.0).clip_)
+    read = numbers(reading)
+    np.testing.assert_allclose(read["norms"], [2 * value] * 2, rtol=1e-6)
+    np.testing.assert_allclose(read["clipped_norms"], [norm(p.grad) for p in parameters], rtol=1e-5)

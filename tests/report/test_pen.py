@@ -32,7 +32,7 @@ def test_a_pillow_without_scalable_fonts_falls_back_to_its_only_one(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the font cannot be scaled, text is written with the small one."""
-    small = ImageFont.load_default_imagefont()
+    small = ImageFont.load_default()
 
     def load_default(size: int | None = None) -> ImageFont.ImageFont:
         if size is not None:

@@ -68,7 +68,9 @@ def test_rows_follow_the_logging_interval(report_of) -> None:
 def test_each_layer_goes_along_where_asked(report_of) -> None:
     """With per_layer every layer has its norm, NaN where it is absent."""
     book = Book()
-    ScalarSink(book, per_layer=True).write(report_of([NORMS], present=[PRESENT], due=True))
+    sink = ScalarSink(book, per_layer=True)
+    sink.write(report_of([NORMS], present=[PRESENT], due=True))
+    sink.close()
     values = book.rows[0][0]
     assert tuple(values) == (*SCALARS, *(f"gradwatch/norm/fc{i}" for i in range(4)))
     assert values["gradwatch/norm/fc1"] == 4.0
@@ -78,7 +80,9 @@ def test_each_layer_goes_along_where_asked(report_of) -> None:
 def test_several_optimizers_have_keys_of_their_own(report_of) -> None:
     """The optimizer's label ends each key."""
     book = Book()
-    ScalarSink(book).write(report_of([[1.0]], due=True, optimizer_label="optimizer_1"))
+    sink = ScalarSink(book)
+    sink.write(report_of([[1.0]], due=True, optimizer_label="optimizer_1"))
+    sink.flush()
     assert tuple(book.rows[0][0]) == tuple(f"{name}/optimizer_1" for name in SCALARS)
 
 
@@ -96,4 +100,31 @@ def test_switched_off_is_logged_under_the_keys_in_use(report_of) -> None:
     for number in (0, 1, 0):
         sink.write(report_of([[1.0]], due=True, optimizer_label=f"optimizer_{number}"))
     sink.deactivate(9)
-    assert book.rows[3:] == [({"gradwatch/active/optimizer_0": 0.0, "gradwatch/active/optimizer_1": 0.0}, 9)]
+    assert book.rows[1:] == [({"gradwatch/active/optimizer_0": 0.0, "gradwatch/active/optimizer_1": 0.0}, 9)]
+
+
+def test_optimizers_of_one_batch_stand_in_one_row(report_of) -> None:
+    """What several optimizers tell in a batch is logged once, when the batch is over; of one optimizer the last."""
+    book = Book()
+    sink = ScalarSink(book)
+    for label, norm in (("optimizer_0", 1.0), ("optimizer_1", 2.0), ("optimizer_0", 3.0)):
+        sink.write(report_of([[norm]], optimizer_label=label, log_step=4, due=True))
+    assert book.rows == []
+    sink.flush()
+    sink.flush()
+    ((values, step),) = book.rows
+    assert step == 4
+    assert values["gradwatch/global_norm/optimizer_0"] == 3.0
+    assert values["gradwatch/global_norm/optimizer_1"] == 2.0
+
+
+def test_nothing_is_lost_where_no_flush_came(report_of) -> None:
+    """A later batch, the end and a failure log what was kept."""
+    for end in (lambda sink: sink.close(), lambda sink: sink.deactivate(9)):
+        book = Book()
+        sink = ScalarSink(book)
+        sink.write(report_of([[1.0]], log_step=1, due=True))
+        sink.write(report_of([[2.0]], log_step=2, due=True))
+        end(sink)
+        assert [step for _, step in book.rows][:2] == [1, 2]
+        assert [row["gradwatch/global_norm"] for row, _ in book.rows[:2]] == [1.0, 2.0]

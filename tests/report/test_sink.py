@@ -33,7 +33,11 @@ class Recorder:
 
 
 class Careful(Recorder):
-    """A sink that wants to know when watching ends early."""
+    """A sink that wants to know when a batch is over, and when watching ends early."""
+
+    def flush(self) -> None:
+        """Take the end of a batch."""
+        self._call("flush")
 
     def deactivate(self, log_step: int) -> None:
         """Take the step."""
@@ -41,13 +45,14 @@ class Careful(Recorder):
 
 
 def test_every_sink_gets_every_call(report_of) -> None:
-    """Sinks are called in turn; only those that have deactivate are told of it."""
+    """Sinks are called in turn; only those that have flush and deactivate are told of these."""
     sinks = [Recorder(), Careful()]
     row = SinkRow(sinks, LOGGER)
     row.write(report_of([[1.0]]))
+    row.flush()
     row.deactivate(7)
     row.close()
-    assert [sink.calls for sink in sinks] == [["write", "close"], ["write", "deactivate 7", "close"]]
+    assert [sink.calls for sink in sinks] == [["write", "close"], ["write", "flush", "deactivate 7", "close"]]
 
 
 @pytest.mark.parametrize("method", ["write", "deactivate 7", "close"])

@@ -1,0 +1,42 @@
+"""The loss that belongs to a step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class LossWindow:
+    """Collects the losses whose gradients the next step will use; they stay on their device.
+
+    Example:
+        >>> import torch
+        >>> window = LossWindow()
+        >>> for _ in range(3):
+        ...     window.add(torch.tensor(0.5))
+        >>> window.take(divided_by=4), window.take()
+        (tensor(2.), None)
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Add a loss of one element, before its gradients are computed."""
+        value = loss.detach().reshape(())
+        self._sum = value if self._sum is None else self._sum + value
+        self._count += 1
+
+    def take(self, divided_by: int = 1) -> Tensor | None:
+        """Return the loss of the window and begin another.
+
+        Args:
+            divided_by: What each loss was divided by because so many are accumulated. The last window of an epoch may
+                be shorter, and its losses were divided by the same number.
+
+        Returns:
+            The sum of the losses, their mean where they were divided; None where there was none.
+        """
+        total, count = self._sum, self._count
+        self._sum, self._count = None, 0
+        return total if total is None or divided_by in (1, count) else total * (divided_by / count)

@@ -1,0 +1,44 @@
+"""Numbers on their way from a device to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.measure.snapshot import FloatArray
+
+
+class Transfer:
+    """One copy of several vectors to the host; on CUDA it runs beside training and nothing waits for it here.
+
+    Args:
+        parts: Real vectors on any devices, at least one.
+
+    Example:
+        >>> [part.tolist() for part in Transfer([torch.tensor([1.0, 2.0]), torch.tensor([3.0])]).numbers()]
+        [[1.0, 2.0], [3.0]]
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._ends = np.cumsum([part.numel() for part in parts])[:-1]
+        device, kind = parts[0].device, torch.float32
+        for part in parts:
+            kind = torch.promote_types(kind, part.dtype)
+        flat = parts[0].to(kind) if len(parts) == 1 else torch.cat([part.to(device, kind) for part in parts])
+        self._arrived: torch.cuda.Event | None = None
+        if flat.device.type == "cuda":
+            # Only a copy into pinned memory is one that the host need not wait for.
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host.copy_(flat, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(flat.device).record_event()
+        else:
+            self._host = flat.cpu()
+
+    def numbers(self) -> list[FloatArray]:
+        """Return the vectors as float64, one a part; waits for what has not arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return np.split(self._host.numpy().astype(np.float64), self._ends)

@@ -1,0 +1,173 @@
+"""What is known of a run: each settled step is remembered, judged and reported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_gradwatch.agreement import Agreement
+from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.detect.onset import Changes
+from lightning_gradwatch.judging import Judge
+from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.measure.reader import Reader
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, widened
+from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.report.log import healthy_text
+from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.sink import Sink, SinkRow
+from lightning_gradwatch.report.teller import Teller
+from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.steps import PendingStep
+
+
+class Record:
+    """Remembers, judges and reports.
+
+    Args:
+        settings: What the person has set.
+        teller: Writes the training log.
+    """
+
+    def __init__(self, settings: Settings, teller: Teller) -> None:
+        self.history = GradientHistory()
+        # Readings with a gradient in them; thinning takes rows from the history, not from this number.
+        self.num_readings = 0
+        self.norms: dict[int, float] = {}
+        self.sinks = SinkRow((), teller.logger)
+        self._settings = settings
+        self._teller = teller
+        self._judge = Judge(settings, teller.warn)
+        self._several = False
+        # For each optimizer how often the logging interval had asked when it was last answered, and where that stands.
+        self._answered: dict[int, tuple[int, int]] = {}
+        self._onsets: list[Diagnosis] = []
+
+    @property
+    def diagnoses(self) -> list[Diagnosis]:
+        """All faults so far, oldest first."""
+        return self._judge.tracker.diagnoses
+
+    @property
+    def remedies(self) -> list[Remedy]:
+        """Ways out of the faults that last, those of warnings first."""
+        lasting = sorted(self._judge.tracker.open(), key=lambda diagnosis: diagnosis.severity == "notice")
+        return [remedy for diagnosis in lasting for remedy in diagnosis.remedies]
+
+    def begin(self, names: Sequence[str], sinks: Sequence[Sink], *, several: bool) -> bool:
+        """Begin, or go on with the same model.
+
+        Args:
+            names: Names of the layers.
+            sinks: Where reports go.
+            several: Whether several optimizers train the model.
+
+        Returns:
+            Whether nothing that was known is about this model.
+        """
+        self.sinks, self._several = SinkRow(sinks, self._teller.logger), several
+        known = self.history.layers
+        anew = not known or tuple(names[: len(known)]) != known
+        if anew:
+            self._forget(names)
+        return anew
+
+    def _forget(self, names: Sequence[str]) -> None:
+        self.history, self._judge = GradientHistory(names), Judge(self._settings, self._teller.warn)
+        self.num_readings = 0
+
+    def expects(self, number: int, due_before: int) -> None:
+        """Note an optimizer's step; what was asked for before its first one was not asked of it."""
+        self._answered.setdefault(number, (due_before, -1))
+
+    def settle(
+        self, pending: PendingStep, reader: Reader, *, overflow: bool, agreement: Agreement | None, skipped_steps: int
+    ) -> None:
+        """Remember, judge and report a step.
+
+        Args:
+            pending: The step; it has a reading.
+            reader: Knows the layers.
+            overflow: Whether a loss scaler dropped it.
+            agreement: Where other processes train, what is exchanged with them.
+            skipped_steps: How many poisoned steps were dropped so far.
+        """
+        assert pending.reading is not None, "only a step that was read is settled here"
+        snapshot = widened(pending.reading.snapshot(), len(reader.layers))
+        if snapshot.present.any() and not overflow:
+            self.norms[snapshot.optimizer] = snapshot.global_norm
+        # A poisoned step on which something is done has to be told, whatever `every_n_steps` says.
+        if not pending.wanted and snapshot.finite:
+            return
+        self._remember(snapshot, reader, agreement)
+        self.num_readings += bool(snapshot.present.any()) and not overflow
+        changes = Changes() if overflow else self._judge.judge(snapshot, self.history, reader, pending.optimizer)
+        self._onsets += changes.onsets
+        report = self._report(snapshot, changes, pending, skipped_steps)
+        self.sinks.write(report)
+        self._answered[snapshot.optimizer] = (pending.due, pending.log_step if report.due else -1)
+        if overflow:
+            return
+        healthy, factor = self._judge.healthy(snapshot, self.history, reader, pending.optimizer)
+        if healthy:
+            names = [about.name for about in reader.descriptions if about.trainable]
+            self._teller.say(healthy_text(report, names, factor))
+
+    def take_onsets(self) -> tuple[Diagnosis, ...]:
+        """Return the faults that began and were told since the last call."""
+        onsets, self._onsets = tuple(self._onsets), []
+        return onsets
+
+    def _remember(self, snapshot: GradientSnapshot, reader: Reader, agreement: Agreement | None) -> None:
+        if len(reader.layers) > len(self.history.layers):
+            self.history.add_layers([layer.name for layer in reader.layers[len(self.history.layers) :]])
+        self.history.order = reader.order
+        if agreement is not None:
+            # Every process judges by the mean of all losses, once it is known.
+            agreement.note(snapshot.optimizer, snapshot.step, snapshot.loss)
+            snapshot = replace(snapshot, loss=float("nan"))
+        self.history.append(snapshot)
+
+    def _report(self, snapshot: GradientSnapshot, changes: Changes, pending: PendingStep, skipped_steps: int) -> Report:
+        due_before, logged_at = self._answered[snapshot.optimizer]
+        return Report(
+            snapshot=snapshot,
+            history=self.history,
+            onsets=changes.onsets,
+            recoveries=changes.recoveries,
+            diagnoses=tuple(self.diagnoses),
+            num_readings=self.num_readings,
+            optimizer_label=f"optimizer_{snapshot.optimizer}" if self._several else "",
+            log_step=pending.log_step,
+            # Of several steps in one batch the last one counts.
+            due=pending.due > due_before or pending.log_step == logged_at,
+            skipped_steps=skipped_steps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered as plain values and tensors, as a weights-only checkpoint admits them."""
+        history = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in self.history.state_dict().items()
+        }
+        return {"history": history, "judge": self._judge.state_dict(), "num_readings": self.num_readings}
+
+    def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Take back what was remembered, or nothing of it where an error is raised.
+
+        Args:
+            state: What ``state_dict`` returned, perhaps of a model with other layers.
+            names: Names of the layers now.
+        """
+        self._forget(names)
+        try:
+            self.history.load_state_dict(state["history"])
+            self._judge.load_state_dict(state["judge"], state["history"]["layers"], names)
+            self.num_readings = state["num_readings"]
+        except BaseException:
+            self._forget(names)
+            raise

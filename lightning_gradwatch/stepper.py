@@ -1,0 +1,133 @@
+"""What is done to the gradients of a step: measured, clipped, and dropped where that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch.measure.reader import Reader
+from lightning_gradwatch.measure.reading import Reading
+from lightning_gradwatch.poisoned import PoisonedSteps
+from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.steps import OptimizerStep
+
+
+class Stepper:
+    """Reads each step and acts on it, also after GradWatch had to switch itself off.
+
+    Args:
+        settings: What the person has set.
+        reader: Knows the layers.
+        poisoned: Drops steps and counts them.
+        warn: Takes the sentence that says that nothing can be done any more.
+        clips_elsewhere: Whether someone else clips between the reading and the step.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reader: Reader,
+        poisoned: PoisonedSteps,
+        warn: Callable[[str], None],
+        *,
+        clips_elsewhere: bool,
+    ) -> None:
+        self.reader = reader
+        self.clips_elsewhere = clips_elsewhere
+        self._poisoned = poisoned
+        self._settings = settings
+        self._warn = warn
+        self._helpless = False
+        self._clips = settings.clipper is not None
+        self.clipper_failure = ""
+
+    def read(self, about: OptimizerStep, loss: Tensor | None = None) -> Reading:
+        """Measure the gradients that an optimizer is about to use, and clip them.
+
+        Args:
+            about: The step.
+            loss: Its loss.
+
+        Returns:
+            The reading, its transfer started unless someone else has yet to clip.
+        """
+        scale = None
+        if about.scaler is not None:
+            # The factor without a wait for the device, as ``get_scale()`` would be.
+            scale = about.scaler.scale(torch.ones((), device=_device_of(about.optimizer)))
+        reading = self.reader.read(about.number, about.optimizer, about.step, loss, scale, about.unscales)
+        self._clip_(reading)
+        if not self.clips_elsewhere:
+            reading.send()
+        return reading
+
+    def _clip_(self, reading: Reading) -> None:
+        clipper = self._settings.clipper
+        if clipper is None or not self._clips:
+            return
+        try:
+            reading.clip_(clipper.clip_)
+        except Exception as error:
+            self._clips = False
+            self.clipper_failure = f"{type(clipper).__name__}: {type(error).__name__}: {error}"
+            self._warn(f"clipper failed, training goes on unclipped: {self.clipper_failure}")
+
+    def stop_clipping(self) -> None:
+        """End clipping because the clipper of another process failed: each would train on other gradients."""
+        if self._clips:
+            self._clips = False
+            self._warn("clipper failed in another process, training goes on unclipped in all")
+
+    def read_unwatched(self, about: OptimizerStep, *, together: bool, failed_now: bool) -> Reading | None:
+        """Go on after GradWatch had to switch itself off.
+
+        A clipper, and dropping steps, were asked for by name. And where gradients are sharded, other processes measure
+        theirs together with this one, until all of them know.
+
+        Args:
+            about: The step.
+            together: Whether other processes may still measure.
+            failed_now: Whether it was reading this very step that failed.
+
+        Returns:
+            The reading; None where nothing is to be done, or can be.
+        """
+        acts = self._settings.acts
+        try:
+            sharded = self.reader.sharded(about.number, about.optimizer)
+            # Measuring together happens once a step, whatever failed after it; and it never stops in one process alone.
+            goes_on = not failed_now and (acts or together) if sharded else acts and not self._helpless
+            return self.read(about) if goes_on else None
+        except Exception as error:
+            if acts and not self._helpless:
+                what = f"{type(error).__name__}: {error}"
+                self._warn(f"cannot clip or drop steps any more, training goes on without: {what}")
+            self._helpless = True
+            return None
+
+    def drop_(self, about: OptimizerStep, reading: Reading) -> str:
+        """Drop a poisoned step where that is asked; it waits for the numbers, since the decision is needed now.
+
+        Args:
+            about: The step. A loss scaler drops poisoned ones itself.
+            reading: Its numbers.
+
+        Returns:
+            Why training has to end, empty where it goes on.
+        """
+        if self._settings.on_nonfinite == "warn":
+            return ""
+        snapshot = reading.snapshot()
+        if snapshot.finite or about.scaled:
+            self._poisoned.clean()
+        elif self._poisoned.handle_(about.optimizer):
+            return self._poisoned.reason(snapshot, [layer.name for layer in self.reader.layers])
+        return ""
+
+
+def _device_of(optimizer: Optimizer) -> torch.device:
+    devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
+    return next(devices, torch.device("cpu"))

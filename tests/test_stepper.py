@@ -1,0 +1,129 @@
+"""Test ``lightning_gradwatch.stepper``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_gradwatch import ClipByGlobalNorm
+from lightning_gradwatch.measure.reader import Reader
+from lightning_gradwatch.poisoned import PoisonedSteps
+from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.stepper import Stepper
+from lightning_gradwatch.steps import OptimizerStep
+
+
+def stepper_for(net: nn.Module, warnings: list[str] | None = None, *, elsewhere: bool = False, **settings: Any) -> Any:
+    """Return a stepper and an optimizer for a network whose gradients are all 3."""
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    chosen = Settings(**settings)
+    poisoned = PoisonedSteps(chosen.on_nonfinite, chosen.max_consecutive_skips)
+    told = [] if warnings is None else warnings
+    stepper = Stepper(chosen, Reader(net), poisoned, told.append, clips_elsewhere=elsewhere)
+    return stepper, torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+def test_gradients_are_measured_before_they_are_clipped():
+    """One reading has the norms of both, and the gradients are those of the clipper."""
+    net = nn.Linear(4, 1, bias=False)
+    stepper, optimizer = stepper_for(net, clipper=ClipByGlobalNorm(1.0))
+    snapshot = stepper.read(OptimizerStep(0, optimizer, 5)).snapshot()
+    assert (snapshot.step, snapshot.norms.tolist()) == (5, [6.0])
+    assert snapshot.clipped_norms.tolist() == pytest.approx([1.0])
+    assert net.weight.grad.norm() == pytest.approx(1.0)
+
+
+def test_the_factor_of_a_loss_scaler_is_taken_out():
+    """Its value is asked for by scaling a one, which waits for nothing."""
+    net = nn.Linear(4, 1, bias=False)
+    stepper, optimizer = stepper_for(net)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    reading = stepper.read(OptimizerStep(0, optimizer, 0, scaler, unscales=True), torch.tensor(16.0))
+    assert reading.snapshot().norms.tolist() == [0.75]
+    assert reading.snapshot().loss == 2.0
+    unscaled = stepper.read(OptimizerStep(0, optimizer, 1, scaler), torch.tensor(16.0)).snapshot()
+    assert (unscaled.norms.tolist(), unscaled.loss) == ([6.0], 2.0)
+
+
+def test_gradients_are_let_go_unless_someone_else_clips():
+    """Only then they are measured once more after the step."""
+    for elsewhere in (False, True):
+        net = nn.Linear(4, 1)
+        stepper, optimizer = stepper_for(net, elsewhere=elsewhere)
+        assert (stepper.read(OptimizerStep(0, optimizer, 0))._measured is not None) is elsewhere
+
+
+@pytest.mark.parametrize(
+    ("settings", "together", "reads"),
+    [({}, False, False), ({}, True, False), ({"clipper": ClipByGlobalNorm(1.0)}, False, True)],
+)
+def test_after_a_failure_only_what_was_asked_for_goes_on(settings, together, reads):
+    """A clipper clips on; where nothing is sharded no process needs this one."""
+    stepper, optimizer = stepper_for(nn.Linear(4, 1), **settings)
+    assert (
+        stepper.read_unwatched(OptimizerStep(0, optimizer, 0), together=together, failed_now=False) is not None
+    ) is reads
+
+
+def test_a_clipper_that_fails_costs_the_clipping_only():
+    """It is named, and not tried again; the numbers are still read."""
+
+    class Broken:
+        def clip_(self, norms):
+            raise OSError("mine")
+
+    warnings: list[str] = []
+    stepper, optimizer = stepper_for(nn.Linear(4, 1, bias=False), warnings, clipper=Broken())
+    for step in range(3):
+        assert stepper.read(OptimizerStep(0, optimizer, step)).snapshot().norms.tolist() == [6.0]
+    assert warnings == ["clipper failed, training goes on unclipped: Broken: OSError: mine"]
+
+
+def test_where_another_process_does_not_clip_this_one_stops_as_well():
+    """Each process would train on gradients of its own otherwise; it is told once."""
+    warnings: list[str] = []
+    stepper, optimizer = stepper_for(nn.Linear(4, 1, bias=False), warnings, clipper=ClipByGlobalNorm(1.0))
+    stepper.stop_clipping()
+    stepper.stop_clipping()
+    snapshot = stepper.read(OptimizerStep(0, optimizer, 0)).snapshot()
+    assert snapshot.clipped_norms.tolist() == [6.0]
+    assert warnings == ["clipper failed in another process, training goes on unclipped in all"]
+
+
+def test_what_cannot_go_on_is_told_once(monkeypatch):
+    """Where not even measuring works, nothing pretends to clip or to drop steps."""
+
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Reader, "read", fail)
+    warnings: list[str] = []
+    stepper, optimizer = stepper_for(nn.Linear(4, 1), warnings, clipper=ClipByGlobalNorm(1.0))
+    about = OptimizerStep(0, optimizer, 0)
+    assert [stepper.read_unwatched(about, together=False, failed_now=True) for _ in range(3)] == [None] * 3
+    assert warnings == ["cannot clip or drop steps any more, training goes on without: ZeroDivisionError: ours"]
+
+
+@pytest.mark.parametrize(
+    ("on_nonfinite", "scaled", "gone", "reason"),
+    [
+        ("warn", False, False, ""),
+        ("skip", False, True, ""),
+        ("skip", True, False, ""),
+        ("raise", False, False, "step 7"),
+    ],
+)
+def test_a_poisoned_step_is_dropped_where_that_is_asked(on_nonfinite, scaled, gone, reason):
+    """A loss scaler drops such steps itself."""
+    net = nn.Linear(4, 1)
+    stepper, optimizer = stepper_for(net, on_nonfinite=on_nonfinite)
+    net.weight.grad[0, 0] = float("nan")
+    about = OptimizerStep(0, optimizer, 7, torch.amp.GradScaler("cpu") if scaled else None)
+    told = stepper.drop_(about, stepper.read(about))
+    assert (net.weight.grad is None) is gone
+    assert told.startswith(reason)
+    assert bool(told) is bool(reason)
