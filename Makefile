@@ -5,12 +5,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # One thread for each of the two test processes: on a small machine more only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo dashboard test lint clean
+OLDEST := .venv-oldest/bin
+
+.PHONY: help demo dashboard test test-oldest test-strangers lint clean
 
 help:
 	@echo "make demo       train a deep sigmoid and two deep ReLU networks side by side and read what GradWatch says"
 	@echo "make dashboard  open TensorBoard on what the demo wrote"
 	@echo "make test       run the tests"
+	@echo "make test-oldest  run the tests with the oldest versions that pyproject.toml admits, in a place of their own"
+	@echo "make test-strangers  train libraries of others with GradWatch added (once 3 GB, then 5 minutes)"
 	@echo "make lint       run ruff, mypy and the import contracts"
 
 demo: .venv/.examples
@@ -22,6 +26,13 @@ dashboard: .venv/.examples
 test: .venv/.dev
 	$(PYTEST) --numprocesses 2 --cov --cov-report term
 
+# Without what looks at the code itself and needs the newest tools for that.
+test-oldest: .venv-oldest/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 --ignore tests/test_package.py
+
+test-strangers: .venv-strangers/.installed
+	OMP_NUM_THREADS=1 .venv-strangers/bin/python -m pytest tests/strangers --numprocesses 2 --dist loadfile --durations 5
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,7 +40,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist *.egg-info runs lightning_logs
+	rm -rf .venv .venv-oldest .venv-strangers build dist *.egg-info runs lightning_logs
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -42,4 +53,16 @@ clean:
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing (once; a few minutes, mostly torch) ..."
 	$(PIP) --editable ".[examples,dev]"
+	@touch $@
+
+.venv-oldest/.installed: tests/oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --requirement tests/oldest.txt --editable .
+	@touch $@
+
+.venv-strangers/.installed: tests/strangers/requirements.txt pyproject.toml
+	@echo "Installing (once; 5 to 15 minutes and 3 GB: the libraries of others) ..."
+	$(PYTHON) -m venv .venv-strangers
+	.venv-strangers/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/strangers/requirements.txt --editable .
 	@touch $@
