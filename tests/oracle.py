@@ -63,12 +63,36 @@ def saves_gradients(module: Any, layer_of: Callable[[str], str] | None = None) -
     return saved
 
 
+def before_clipping(package: Any) -> tuple[Any, SavedGradients]:
+    """Return a callback that saves the gradients before anyone clips them, and what it saves."""
+    saved = SavedGradients()
+
+    class Saves(package.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            saved.save(pl_module, optimizer)
+
+    return Saves(), saved
+
+
+def totals(saved: SavedGradients) -> list[float]:
+    """Return the norm of all gradients of each step."""
+    return [float(np.sqrt(sum(norm**2 for norm in step.values()))) for step in saved.steps]
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    """Tell whether two modules hold the same numbers, to the last bit."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def assert_same(history: Any, saved: SavedGradients, column: str = "norms", rel: float = 1e-5) -> None:
     """Hold every row and every layer of a history against what was saved."""
     rows = getattr(history, column)
     assert len(rows) == len(saved.steps)
     assert len(rows) > 0
-    for row, expected in zip(rows, saved.steps, strict=True):
+    for row, present, expected in zip(rows, history.present, saved.steps, strict=True):
         assert set(expected) <= set(history.layers)
+        # Absent is told apart from a NaN.
+        assert list(present) == [layer in expected for layer in history.layers]
         for layer, value in zip(history.layers, row, strict=True):
             assert value == pytest.approx(expected.get(layer, np.nan), rel=rel, abs=0, nan_ok=True), layer

@@ -210,6 +210,7 @@ def seen(watch: GradWatch) -> dict[str, Any]:
     return {
         "layers": list(watch.history.layers),
         "norms": watch.history.norms.tolist(),
+        "present": watch.history.present.tolist(),
         "clipped_norms": watch.history.clipped_norms.tolist(),
         "weight_norms": watch.history.weight_norms.tolist(),
         "losses": watch.history.losses.tolist(),

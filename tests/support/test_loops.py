@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, trainer_in
-from oracle import SavedGradients, assert_same, saves_gradients
+from oracle import SavedGradients, assert_same, before_clipping, same_weights, saves_gradients, totals
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -70,28 +70,6 @@ def watched(pl: Any, directory: Any, data: Any, make: Any, watch: GradWatch, oth
     assert watch.disabled_reason is None
     assert watch.diagnoses == []
     return saved, module, trainer
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two modules hold the same numbers, to the last bit."""
-    first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def before_clipping(package: Any) -> tuple[Any, SavedGradients]:
-    """Return a callback that saves the gradients before the Trainer clips, and what it saves."""
-    saved = SavedGradients()
-
-    class Saves(package.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            saved.save(pl_module, optimizer)
-
-    return Saves(), saved
-
-
-def totals(saved: SavedGradients) -> list[float]:
-    """Return the norm of all gradients of each step."""
-    return [float(np.sqrt(sum(norm**2 for norm in step.values()))) for step in saved.steps]
 
 
 def step_without_log(self: Any, batch: Any, batch_idx: int) -> Any:

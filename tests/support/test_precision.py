@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models import CLASSES, module_in, trainer_in
-from oracle import SavedGradients, assert_same, saves_gradients
+from oracle import assert_same, before_clipping, same_weights, saves_gradients, totals
 from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradWatch
@@ -18,12 +18,6 @@ def scaled(pl: Any, **kwargs: Any) -> Any:
     """Return a precision plugin with a loss scaler on the CPU, where Lightning itself would take none."""
     scaler = torch.amp.GradScaler("cpu", **kwargs)
     return pl.plugins.precision.MixedPrecision("16-mixed", "cpu", scaler)
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two modules hold the same numbers, to the last bit."""
-    first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def watched(pl: Any, directory: Any, data: Any, make: Any, watch: GradWatch, settings: Any = dict) -> Any:
@@ -53,22 +47,6 @@ def watched(pl: Any, directory: Any, data: Any, make: Any, watch: GradWatch, set
     assert watch.disabled_reason is None
     assert watch.diagnoses == []
     return saved, module
-
-
-def before_clipping(pl: Any) -> tuple[Any, SavedGradients]:
-    """Return a callback that saves the gradients before anyone clips, and what it saves."""
-    saved = SavedGradients()
-
-    class Saves(pl.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            saved.save(pl_module, optimizer)
-
-    return Saves(), saved
-
-
-def totals(saved: SavedGradients) -> list[float]:
-    """Return the norm of all gradients of each step."""
-    return [float(np.sqrt(sum(norm**2 for norm in step.values()))) for step in saved.steps]
 
 
 def loss_of(module: Any, batch: Any) -> Any:
