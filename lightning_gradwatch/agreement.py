@@ -54,7 +54,7 @@ class Agreement:
         self._rows: list[tuple[int, int, int]] = []
 
     def note(self, optimizer: int, step: int, loss: float) -> None:
-        """Note the loss of a reading in this batch; of several readings the last one counts for all.
+        """Note the loss of a reading in this batch; of several readings in a batch it stays unknown.
 
         Args:
             optimizer: Number of the optimizer.
@@ -62,7 +62,9 @@ class Agreement:
             loss: This process's loss.
         """
         place = self._num_batches % EVERY_N_BATCHES
-        self._losses[place] = loss
+        # Of several readings in one batch none is told by one number.
+        several = any(place == known for *_, known in self._rows)
+        self._losses[place] = np.nan if several else loss
         self._rows.append((optimizer, step, place))
 
     def end_batch(
@@ -82,10 +84,12 @@ class Agreement:
         self._num_batches += 1
         if self._num_batches % EVERY_N_BATCHES:
             return None
-        failures = [off, off and tells, unclipped, unclipped and tells]
-        shared = mean([*self._losses.tolist(), *map(float, failures)])
+        mine = [off, off and tells, unclipped, unclipped and tells]
+        shared = mean([*self._losses.tolist(), *map(float, mine)])
         losses, flags = shared[:EVERY_N_BATCHES], [share > 0 for share in shared[EVERY_N_BATCHES:]]
         known = [(optimizer, step, losses[place]) for optimizer, step, place in self._rows]
         self._losses[:] = np.nan
         self._rows.clear()
-        return Exchange(known, Failure(*flags[:2]), Failure(*flags[2:]))
+        return Exchange(
+            known, off=Failure(anywhere=flags[0], told=flags[1]), unclipped=Failure(anywhere=flags[2], told=flags[3])
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,12 +220,12 @@ class GradWatch(Callback):
             self.core = Watch(self.settings)
         unsupported = _unsupported(trainer)
         if unsupported:
-            if trainer.is_global_zero:
-                self.core.refuse(unsupported)
+            self.core.refuse(unsupported, tells=trainer.is_global_zero)
             return
         self._fitting = True
         directory = _log_directory(trainer)
         # Also where an earlier fit has switched GradWatch off: other processes may not know of it.
+        self.core.join(alone=trainer.world_size == 1)
         with self.core.guarded():
             self._begin(trainer, pl_module, directory)
 
@@ -237,12 +238,14 @@ class GradWatch(Callback):
             picture=picture_place(trainer.loggers, directory, heatmap=self.settings.heatmap),
             tells=trainer.is_global_zero,
             clips_elsewhere=_clips(trainer, pl_module),
-            alone=trainer.world_size == 1,
+            anywhere=None if trainer.world_size == 1 else partial(trainer.strategy.reduce_boolean_decision, all=False),
             note=_FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",
         )
         # An optimizer that only meets Lightning's protocol need not have torch's hooks.
-        registers = [getattr(optimizer, "register_step_post_hook", None) for optimizer in trainer.optimizers]
-        self._hooks = [register(self._after_step) for register in registers if register is not None]
+        for optimizer in trainer.optimizers:
+            # Nor does one that was never initialized as one of torch's (Lookahead), although it has the method.
+            with suppress(AttributeError):
+                self._hooks.append(optimizer.register_step_post_hook(self._after_step))
 
     @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -281,7 +284,8 @@ class GradWatch(Callback):
         if not self._fitting:
             self._publish_engine_norm(trainer)
             return
-        onsets = self.core.end_batch() or ()
+        # Whoever looks at the metric at the end of an epoch shall find it.
+        onsets = self.core.end_batch(wait=trainer.is_last_batch)
         self._publish(trainer)
         self._deliver(trainer, pl_module, onsets)
         # Outside of everything that may be switched off: all processes have to come here.
@@ -328,16 +332,14 @@ class GradWatch(Callback):
         """Leave nothing behind."""
         self._finish(trainer, pl_module)
 
-    @harmless
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put what is remembered into the checkpoint.
 
         Not ``state_dict``: Lightning keeps that under a key that two instances, or the two Lightning packages, do not
         share.
         """
-        state = self.core.state_dict()
-        if state is not None:
-            checkpoint[_CHECKPOINT_KEY] = state
+        with self.core.guarded():
+            checkpoint[_CHECKPOINT_KEY] = self.core.state_dict()
 
     @harmless
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -399,8 +401,8 @@ def _log_directory(trainer: Trainer) -> Path | None:
 def _logging(trainer: Trainer) -> tuple[int, bool]:
     """Return where ``self.log`` puts the next value on the x axis, and whether Lightning logs at this batch.
 
-    The one place that reads a private attribute: Lightning counts batches that stepped, and has no public name for
-    the number. ``global_step`` counts every optimizer's step.
+    The one place that reads a private attribute of the Trainer: Lightning counts batches that stepped, and has no
+    public name for the number. ``global_step`` counts every optimizer's step.
     """
     step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
     # Set by the Trainer's constructor; 0 where nothing is to be logged.
@@ -409,7 +411,9 @@ def _logging(trainer: Trainer) -> tuple[int, bool]:
 
 
 def _scaler(trainer: Trainer) -> Any:
-    return getattr(trainer.precision_plugin, "scaler", None)
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    # One that is switched off (enabled=False) scales nothing and drops nothing.
+    return scaler if scaler is not None and getattr(scaler, "is_enabled", lambda: True)() else None
 
 
 def _unscales_itself(optimizer: Optimizer) -> bool:

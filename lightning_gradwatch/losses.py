@@ -23,7 +23,8 @@ class LossWindow:
 
     def add(self, loss: Tensor) -> None:
         """Add a loss of one element, before its gradients are computed."""
-        value = loss.detach().reshape(())
+        # A copy of one number: the person may go on adding to theirs.
+        value = loss.detach().reshape(()).clone()
         self._sum = value if self._sum is None else self._sum + value
         self._count += 1
 

@@ -24,6 +24,7 @@ class Stepper:
         poisoned: Drops steps and counts them.
         warn: Takes the sentence that says that nothing can be done any more.
         clips_elsewhere: Whether someone else clips between the reading and the step.
+        anywhere: Tells whether something is true in any of several processes; None in one process alone.
     """
 
     def __init__(
@@ -34,13 +35,18 @@ class Stepper:
         warn: Callable[[str], None],
         *,
         clips_elsewhere: bool,
+        anywhere: Callable[[bool], bool] | None = None,
     ) -> None:
         self.reader = reader
         self.clips_elsewhere = clips_elsewhere
         self._poisoned = poisoned
         self._settings = settings
         self._warn = warn
+        self._alone = anywhere is None
+        self._anywhere = anywhere or bool
         self._helpless = False
+        # How often had been measured when the newest step began.
+        self._measured_before = 0
         self._clips = settings.clipper is not None
         self.clipper_failure = ""
 
@@ -54,6 +60,7 @@ class Stepper:
         Returns:
             The reading, its transfer started unless someone else has yet to clip.
         """
+        self._measured_before = self.reader.num_measured
         scale = None
         if about.scaler is not None:
             # The factor without a wait for the device, as ``get_scale()`` would be.
@@ -98,9 +105,11 @@ class Stepper:
         acts = self._settings.acts
         try:
             sharded = self.reader.sharded(about.number, about.optimizer)
-            # Measuring together happens once a step, whatever failed after it; and it never stops in one process alone.
-            goes_on = not failed_now and (acts or together) if sharded else acts and not self._helpless
-            return self.read(about) if goes_on else None
+            if not sharded:
+                return self.read(about) if acts and not self._helpless else None
+            # Measuring together happens once a step, whatever failed after it, and never stops in one process alone.
+            measured = failed_now and self.reader.num_measured > self._measured_before
+            return self.read(about) if (acts or together) and not measured else None
         except Exception as error:
             if acts and not self._helpless:
                 what = f"{type(error).__name__}: {error}"
@@ -108,12 +117,13 @@ class Stepper:
             self._helpless = True
             return None
 
-    def drop_(self, about: OptimizerStep, reading: Reading) -> str:
+    def drop_(self, about: OptimizerStep, reading: Reading, *, excused: bool = False) -> str:
         """Drop a poisoned step where that is asked; it waits for the numbers, since the decision is needed now.
 
         Args:
-            about: The step. A loss scaler drops poisoned ones itself.
+            about: The step.
             reading: Its numbers.
+            excused: Whether a loss scaler drops a poisoned step by itself, and may yet find its scale.
 
         Returns:
             Why training has to end, empty where it goes on.
@@ -121,7 +131,11 @@ class Stepper:
         if self._settings.on_nonfinite == "warn":
             return ""
         snapshot = reading.snapshot()
-        if snapshot.finite or about.scaled:
+        finite = snapshot.finite
+        if not self._alone and self.reader.partly_sharded(about.number, about.optimizer):
+            # What is not sharded is each process's own: they have to agree.
+            finite = not self._anywhere(not finite)
+        if finite or excused:
             self._poisoned.clean()
         elif self._poisoned.handle_(about.optimizer):
             return self._poisoned.reason(snapshot, [layer.name for layer in self.reader.layers])

@@ -115,9 +115,24 @@ class Steps:
         self._newest[number] = step
         self._counts[number] = self._counts.get(number, 0) + 1
 
-    def until(self, step: int) -> list[int]:
-        """Return the optimizers whose open step is not after this one, the oldest step first."""
-        return sorted((n for n in self.pending if self.pending[n].step <= step), key=lambda n: self.pending[n].step)
+    def restart(self) -> None:
+        """Forget what is open: a fit begins, perhaps at a step that was made before."""
+        self.pending.clear()
+        self._newest.clear()
+        self._announced.clear()
+
+    def excuses(self, number: int) -> bool:
+        """Tell whether one more overflow in a row would still be the loss scaler's business."""
+        return self._overflows_in_a_row.get(number, 0) < _MAX_OVERFLOWS
+
+    def in_order(self, until: int | None = None) -> list[int]:
+        """Return the optimizers that have an open step, the oldest step first.
+
+        Args:
+            until: Only steps that are not after this one.
+        """
+        numbers = [n for n, pending in self.pending.items() if until is None or pending.step <= until]
+        return sorted(numbers, key=lambda n: self.pending[n].step)
 
     def wanted(self, number: int) -> bool:
         """Tell whether the newest step of an optimizer is one to judge and remember."""

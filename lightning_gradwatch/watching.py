@@ -21,7 +21,7 @@ from lightning_gradwatch.fault import GradientFault
 from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.losses import LossWindow
 from lightning_gradwatch.measure.history import GradientHistory
-from lightning_gradwatch.measure.layers import Layer
+from lightning_gradwatch.measure.layers import KnownLayer
 from lightning_gradwatch.measure.reader import Reader, describe_optimizer
 from lightning_gradwatch.measure.reading import Reading
 from lightning_gradwatch.poisoned import PoisonedSteps
@@ -59,8 +59,8 @@ class Watch:
         self._steps = Steps(settings.every_n_steps)
         self._losses = LossWindow()
         self._stepper: Stepper | None = None
-        # The columns of the fit before.
-        self._known: tuple[Layer, ...] = ()
+        # The columns of the fit before; they keep no model alive.
+        self._known: tuple[KnownLayer, ...] = ()
         self._saved: Mapping[str, Any] | None = None
         # None where no other process trains the same model, or all of them are switched off.
         self._agreement: Agreement | None = None
@@ -130,6 +130,14 @@ class Watch:
         """How many steps a loss scaler has dropped."""
         return self._steps.num_overflows
 
+    def join(self, *, alone: bool) -> None:
+        """Take part in what several processes exchange; every process has to call it before ``start``, well or not.
+
+        Args:
+            alone: Whether no other process trains the same model; where one does, ``agree`` has to be called.
+        """
+        self._agreement = None if alone else Agreement()
+
     def start(
         self,
         model: nn.Module,
@@ -138,7 +146,7 @@ class Watch:
         picture: str = "",
         tells: bool = True,
         clips_elsewhere: bool = False,
-        alone: bool = True,
+        anywhere: Callable[[bool], bool] | None = None,
         note: str = "",
     ) -> None:
         """Begin to watch.
@@ -150,16 +158,19 @@ class Watch:
             picture: Where the person finds the picture, for the first and the last lines.
             tells: Whether this process tells anything: rank zero only.
             clips_elsewhere: Whether someone else clips between ``before_step`` and ``after_step``.
-            alone: Whether no other process trains the same model; where one does, ``agree`` has to be called.
+            anywhere: Tells whether something is true in any of several processes; None in one process alone.
             note: What else the person should know from the start.
         """
-        # In every process, well or not: where others measure or exchange, this one has to take part.
-        self._agreement = None if alone else Agreement()
         with self.guarded():
             self._teller.speaks = tells
             warn = self._teller.warn
             self._stepper = Stepper(
-                self.settings, Reader(model, self._known), self._poisoned, warn, clips_elsewhere=clips_elsewhere
+                self.settings,
+                Reader(model, self._known),
+                self._poisoned,
+                warn,
+                clips_elsewhere=clips_elsewhere,
+                anywhere=anywhere,
             )
             self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
             self._begin(self._stepper.reader, make_sinks if tells else tuple, several=num_optimizers > 1)
@@ -168,7 +179,7 @@ class Watch:
 
     @harmless
     def _begin(self, reader: Reader, make_sinks: Callable[[], Sequence[Sink]], *, several: bool) -> None:
-        self._steps.pending.clear()
+        self._steps.restart()
         self._losses.take()
         names = [layer.name for layer in reader.layers]
         if self._record.begin(names, make_sinks(), several=several):
@@ -255,7 +266,8 @@ class Watch:
         )
 
     def _drop(self, stepper: Stepper, about: OptimizerStep, reading: Reading) -> None:
-        reason = stepper.drop_(about, reading)
+        excused = about.scaled and self._steps.excuses(about.number)
+        reason = stepper.drop_(about, reading, excused=excused)
         if reason:
             self._settle_open(about.number)
             faults = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.recovered_at is None]
@@ -265,7 +277,7 @@ class Watch:
     def _settle_open(self, number: int) -> None:
         """Settle an optimizer's open step, and before it those of other optimizers that are older."""
         if number in self._steps.pending:
-            for each in self._steps.until(self._steps.pending[number].step):
+            for each in self._steps.in_order(self._steps.pending[number].step):
                 self._settle(each)
 
     def after_step(self, number: int) -> None:
@@ -283,13 +295,16 @@ class Watch:
             with self.guarded():
                 pending.reading.measure_again()
 
-    def end_batch(self) -> tuple[Diagnosis, ...]:
+    def end_batch(self, *, wait: bool = False) -> tuple[Diagnosis, ...]:
         """Settle the steps of the batch, those whose numbers are still on their way at the optimizer's next step.
+
+        Args:
+            wait: Whether those are waited for: somebody wants to know now.
 
         Returns:
             The faults that began and were told.
         """
-        return self._end_batch(wait=bool(self.settings.stop_on))
+        return self._end_batch(wait=wait or bool(self.settings.stop_on))
 
     def _end_batch(self, *, wait: bool) -> tuple[Diagnosis, ...]:
         self._settle_batch(wait=wait)
@@ -301,11 +316,13 @@ class Watch:
     def _settle_batch(self, *, wait: bool) -> None:
         if self._steps.pending:
             self._losses.take()
-        newest = max((pending.step for pending in self._steps.pending.values()), default=0)
-        for number in self._steps.until(newest):
+        for number in self._steps.in_order():
             reading = self._steps.pending[number].reading
             if wait or reading is None or not reading.under_way:
                 self._settle(number)
+            else:
+                # Where no step came after the reading, its gradients are still held.
+                reading.send()
         self._record.sinks.flush()
 
     def agree(self, mean: Callable[[Sequence[float]], Sequence[float]]) -> None:
@@ -316,8 +333,12 @@ class Watch:
         """
         if self._agreement is None:
             return
+        with self.timed():
+            self._agree(self._agreement, mean)
+
+    def _agree(self, agreement: Agreement, mean: Callable[[Sequence[float]], Sequence[float]]) -> None:
         off, failure = self.disabled_reason is not None, self._stepper.clipper_failure if self._stepper else ""
-        known = self._agreement.end_batch(mean, off=off, unclipped=bool(failure), tells=self._teller.speaks)
+        known = agreement.end_batch(mean, off=off, unclipped=bool(failure), tells=self._teller.speaks)
         if known is None:
             return
         for optimizer, step, loss in known.losses:
@@ -356,7 +377,7 @@ class Watch:
             )
         )
         if self._stepper is not None:
-            self._known = self._stepper.reader.layers
+            self._known = tuple(map(KnownLayer.of, self._stepper.reader.layers))
         self._stepper = None
         return onsets
 
@@ -371,9 +392,14 @@ class Watch:
         self._teller.logger.debug("GradWatch  where it failed", exc_info=error)
         self._record.sinks.deactivate(self._log_step)
 
-    def refuse(self, reason: str) -> None:
-        """Say that this run cannot be watched, and leave it alone."""
-        self.disabled_reason = reason
+    def refuse(self, reason: str, *, tells: bool) -> None:
+        """Say that this run cannot be watched, and leave it alone.
+
+        Args:
+            reason: Why.
+            tells: Whether this process tells anything.
+        """
+        self.disabled_reason, self._teller.speaks = reason, tells
         self._teller.warn(f"does not watch this run: {reason}")
 
     def each_diagnosis(self, diagnoses: Sequence[Diagnosis], call: Callable[[Diagnosis], None]) -> None:
@@ -411,9 +437,12 @@ class Watch:
             skipped_steps=self.skipped_steps,
         )
 
-    @harmless
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered as plain values and tensors, as a weights-only checkpoint admits them."""
+        """Return what is remembered as plain values and tensors, as a weights-only checkpoint admits them.
+
+        Also after GradWatch had to switch itself off: a clipper may go on, and what it remembers with it.
+        """
+        self._settle_batch(wait=True)
         if self._saved is not None:
             # Loaded, and not yet taken back.
             return dict(self._saved)

@@ -22,7 +22,10 @@ def flat(tensor: Tensor) -> Tensor:
 
 def norm(*tensors: Tensor) -> float:
     """Compute the norm of tensors seen as one vector, in float64 and by numpy."""
-    return float(np.linalg.norm(torch.cat([flat(tensor) for tensor in tensors]).numpy())) if tensors else 0.0
+    numbers = torch.cat([flat(tensor) for tensor in tensors]).numpy() if tensors else np.zeros(0)
+    largest = np.abs(numbers).max(initial=0.0)
+    # The squares of float64 have bounds as well, below 1e-154 and above 1e154.
+    return float(largest * np.linalg.norm(numbers / largest)) if 0 < largest < np.inf else float(largest)
 
 
 class SavedGradients:

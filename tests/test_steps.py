@@ -108,6 +108,28 @@ def test_open_steps_come_oldest_first():
     """However often each optimizer steps, steps are settled in the order in which they were made."""
     steps = Steps(1)
     steps.pending |= {0: step_of(5), 1: step_of(3), 2: step_of(4)}
-    assert steps.until(4) == [1, 2]
-    assert steps.until(9) == [1, 2, 0]
-    assert steps.until(2) == []
+    assert steps.in_order(4) == [1, 2]
+    assert steps.in_order() == [1, 2, 0]
+    assert steps.in_order(2) == []
+
+
+def test_a_fit_that_begins_at_a_known_step_makes_new_steps():
+    """What was open is gone; how many steps an optimizer has made is not."""
+    steps = Steps(2)
+    steps.begin(0, 7)
+    steps.pending[0] = step_of(7)
+    steps.restart()
+    assert steps.pending == {}
+    assert steps.is_new(0, 7)
+    steps.begin(0, 7)
+    assert not steps.wanted(0)
+
+
+def test_a_scaler_is_excused_as_long_as_it_may_find_its_scale():
+    """After 24 overflows in a row it is not."""
+    steps = Steps(1)
+    excused = []
+    for _ in range(26):
+        excused.append(steps.excuses(0))
+        steps.overflows(0, step_of(stepped=False), finite=False)
+    assert excused == [True] * 24 + [False] * 2

@@ -269,7 +269,8 @@ def test_losses_of_several_processes_become_their_mean(data):
     net = nn.Linear(8, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     watch = Watch(Settings())
-    watch.start(net, num_optimizers=1, alone=False)
+    watch.join(alone=False)
+    watch.start(net, num_optimizers=1, anywhere=bool)
     for step in range(20):
         watch.before_backward(net(torch.ones(1, 8)).sum() * 0 + 1.0)
         net.weight.grad = torch.ones_like(net.weight)
@@ -285,7 +286,8 @@ def test_a_failure_in_another_process_switches_this_one_off_as_well(caplog):
     """After an exchange all processes are off together, and no more exchanges happen."""
     net = nn.Linear(8, 3)
     watch = Watch(Settings())
-    watch.start(net, num_optimizers=1, alone=False)
+    watch.join(alone=False)
+    watch.start(net, num_optimizers=1, anywhere=bool)
     calls = []
     for _ in range(60):
         watch.end_batch()
@@ -297,7 +299,8 @@ def test_a_failure_in_another_process_switches_this_one_off_as_well(caplog):
 def test_a_failure_that_the_log_does_not_know_is_told_by_its_own_process(caplog):
     """A process that tells nothing else tells its own failure, once all processes know of it."""
     watch = Watch(Settings())
-    watch.start(nn.Linear(8, 3), num_optimizers=1, alone=False, tells=False)
+    watch.join(alone=False)
+    watch.start(nn.Linear(8, 3), num_optimizers=1, tells=False, anywhere=bool)
     watch.disable("OSError: mine")
     assert caplog.text == ""
     for _ in range(40):
@@ -329,7 +332,8 @@ def test_a_clipper_that_fails_in_one_process_ends_clipping_in_all(caplog):
         net = nn.Linear(8, 3)
         net.weight.grad = torch.ones_like(net.weight)
         watch = Watch(Settings(clipper=clipper))
-        watch.start(net, num_optimizers=1, alone=False, tells=tells)
+        watch.join(alone=False)
+        watch.start(net, num_optimizers=1, tells=tells, anywhere=bool)
         watch.before_step(0, torch.optim.SGD(net.parameters(), lr=0.1), 0)
         watch.end_batch()
         watches.append(watch)

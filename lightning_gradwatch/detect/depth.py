@@ -20,7 +20,7 @@ from lightning_gradwatch.measure.snapshot import FloatArray, IntArray
 
 # Fewer layers have no depth; AUTOTRAINER's shallowest vanishing network has more.
 _MIN_LAYERS = 4
-# Pairs of layers grow with the square of their number: above 32 they are taken as 32 groups of neighbours.
+# Pairs of layers grow with the square of their number: above 32 they are taken as 32 groups of neighbors.
 _MAX_POINTS = 32
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,47 @@ def num_elements(parameter: Tensor) -> int:
 def _is_filled(parameter: Tensor) -> bool:
     numbers = parameter.is_floating_point() or parameter.is_complex()
     return numbers and not isinstance(parameter, UninitializedParameter)
+
+
+@dataclass(frozen=True)
+class KnownLayer:
+    """A column of an earlier fit, which keeps no model alive.
+
+    Attributes:
+        name: The layer's name.
+        outside: The parameter of a layer that no module owns, as long as somebody holds it; None for other layers.
+    """
+
+    name: str
+    outside: weakref.ref[Tensor] | None = None
+
+    @staticmethod
+    def of(layer: Layer) -> KnownLayer:
+        """Remember a layer."""
+        outside = next(iter(layer.parameters.values()), None) if layer.module is None else None
+        return KnownLayer(layer.name, None if outside is None else weakref.ref(outside))
+
+    def again(self) -> Layer:
+        """Return a layer outside the model, without a parameter where nobody holds it any more."""
+        parameter = None if self.outside is None else self.outside()
+        return Layer(self.name, None, {} if parameter is None else {"parameter": parameter})
+
+
+def in_known_order(layers: Sequence[Layer], known: Sequence[KnownLayer]) -> tuple[Layer, ...]:
+    """Put layers where they were in an earlier fit, with those outside the model; new ones stand behind.
+
+    Args:
+        layers: The model's layers.
+        known: The columns of the earlier fit; of another model where one of them is gone.
+
+    Returns:
+        The layers, in registration order for another model.
+    """
+    fresh = {layer.name: layer for layer in layers}
+    if any(column.name not in fresh and column.outside is None for column in known):
+        return tuple(layers)
+    kept = [fresh.pop(column.name) if column.name in fresh else column.again() for column in known]
+    return (*kept, *fresh.values())
 
 
 def find_layers(model: nn.Module) -> tuple[Layer, ...]:

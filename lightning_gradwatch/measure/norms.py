@@ -18,7 +18,7 @@ _SMALLEST_EXACT = 1e-19
 # The same for float64: its squares lose digits below about 1e-154.
 _SMALLEST_DOUBLE = 1e-150
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
-_DOUBLE_PRECISION = {torch.float64, torch.complex128}
+DOUBLE = {torch.float64, torch.complex128}
 
 
 def sums_in_double(device: torch.device) -> bool:
@@ -136,9 +136,10 @@ def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Ten
         groups = _positions(places)
         parts = [_norms_at_one_place([tensors[i] for i in group], dtype) for group in groups]
         kind = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
-        together = torch.cat([part.to(parts[0].device, kind) for part in parts])
-        order = np.argsort(np.concatenate(groups))
-        return together[torch.as_tensor(order, device=together.device)]
+        scalars = [scalar for part in parts for scalar in part.to(parts[0].device, kind).unbind()]
+        order = np.argsort(np.concatenate(groups)).tolist()
+        # Not by an index tensor: bringing that to the device would wait for it.
+        return torch.stack([scalars[place] for place in order])
 
 
 def _place(tensor: Tensor) -> tuple[torch.device, Hashable]:
@@ -235,7 +236,7 @@ def measure_exactly(tensors: Sequence[Tensor]) -> FloatArray:
     values = [value.cpu() if value.device.type == "mps" else value for value in values]
     norms: FloatArray = norms_of(values, torch.float64).cpu().numpy()
     for i in np.flatnonzero(~(np.isfinite(norms) & (norms > _SMALLEST_DOUBLE))).tolist():
-        if values[i].dtype in _DOUBLE_PRECISION and values[i].numel() and _is_plain(values[i]):
+        if values[i].dtype in DOUBLE and values[i].numel() and _is_plain(values[i]):
             norms[i] = _scaled_norm(values[i])
     return norms
 

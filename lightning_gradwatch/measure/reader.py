@@ -13,7 +13,14 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.activations import describe_layers
 from lightning_gradwatch.measure.graph import Topology, forward_order, read_topology
-from lightning_gradwatch.measure.layers import Layer, ParameterIndex, find_layers, index_parameters, stray_layers
+from lightning_gradwatch.measure.layers import (
+    KnownLayer,
+    ParameterIndex,
+    find_layers,
+    in_known_order,
+    index_parameters,
+    stray_layers,
+)
 from lightning_gradwatch.measure.norms import measure_with_weights
 from lightning_gradwatch.measure.reading import Reading
 from lightning_gradwatch.measure.snapshot import (
@@ -69,12 +76,13 @@ class Reader:
         known: The columns of an earlier reader of the same model, which keep their places.
     """
 
-    def __init__(self, model: nn.Module, known: Sequence[Layer] = ()) -> None:
+    def __init__(self, model: nn.Module, known: Sequence[KnownLayer] = ()) -> None:
         self.model = model
-        self.layers = _in_known_order(find_layers(model), known)
+        self.layers = in_known_order(find_layers(model), known)
         self.topology = Topology()
         self.descriptions = describe_layers(model, self.layers, self.topology)
         self.order = forward_order((), len(self.layers))
+        self.num_measured = 0
         self._graphs_left = _MAX_GRAPHS
         self._states: dict[int, _OptimizerState] = {}
 
@@ -136,6 +144,7 @@ class Reader:
                 state.known_zeros[:] = False
         due = state.num_readings <= _FIRST_WEIGHT_READINGS or (state.num_readings - 1) % _WEIGHTS_EVERY == 0
         measured, weights = measure_with_weights(state.index, number, weights=due)
+        self.num_measured += 1
         # A schedule may change a tensor in place before anybody asks for the snapshot.
         rates = [_now(group.get("lr")) for group in optimizer.param_groups]
         extras = {
@@ -151,6 +160,11 @@ class Reader:
     def sharded(self, number: int, optimizer: Optimizer) -> bool:
         """Tell whether an optimizer's parameters are spread over processes, so that all have to measure together."""
         return self._state(number, optimizer).index.sharded
+
+    def partly_sharded(self, number: int, optimizer: Optimizer) -> bool:
+        """Tell whether some of an optimizer's parameters are spread over processes and some are not."""
+        index = self._state(number, optimizer).index
+        return index.sharded and not all(hasattr(parameter, "full_tensor") for parameter in index.parameters)
 
     def _state(self, number: int, optimizer: Optimizer) -> _OptimizerState:
         groups = [group["params"] for group in optimizer.param_groups]
@@ -181,15 +195,6 @@ class Reader:
         self.layers = layers + stray_layers(layers, parameters)
         self._graphs_left = max(self._graphs_left, 1)
         self._describe()
-
-
-def _in_known_order(layers: Sequence[Layer], known: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Put layers where they were, with those outside the model; new ones behind, or all anew in another model."""
-    fresh = {layer.name: layer for layer in layers}
-    if any(layer.module is not None and layer.name not in fresh for layer in known):
-        return tuple(layers)
-    kept = tuple(fresh.pop(layer.name, layer) for layer in known)
-    return kept + tuple(fresh.values())
 
 
 def _now(rate: float | Tensor | None) -> float | Tensor | None:

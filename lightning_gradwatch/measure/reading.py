@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.norms import GradientNorms, inexact, measure_exactly, norms_of, sums_in_double
+from lightning_gradwatch.measure.norms import DOUBLE, GradientNorms, inexact, measure_exactly, norms_of, sums_in_double
 from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, GradientSnapshot, global_norm
 from lightning_gradwatch.measure.transfer import Transfer
 
@@ -36,8 +36,9 @@ class Reading:
         known_zeros: BoolArray,
         arrange: Callable[[Mapping[str, FloatArray]], GradientSnapshot],
     ) -> None:
-        devices = {gradient.device for gradient in measured.gradients}
-        self._late = bool(devices) and all(map(sums_in_double, devices))
+        kinds = {(gradient.device, gradient.dtype) for gradient in measured.gradients}
+        # The squares of float64 itself have bounds, so such gradients need a second look everywhere.
+        self._late = bool(kinds) and all(sums_in_double(device) and dtype not in DOUBLE for device, dtype in kinds)
         self._measured: GradientNorms | None = measured
         self._arrange = arrange
         self._known_zeros = known_zeros

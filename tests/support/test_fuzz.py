@@ -457,12 +457,13 @@ class Run:
 
     def start(self) -> None:
         directory = self.directory if self.plan.writes else None
+        self.watch.join(alone=self.plan.alone)
         self.watch.start(
             self.model,
             num_optimizers=len(self.optimizers),
             make_sinks=lambda: [*sinks_for([], directory), RecordingSink()],
             clips_elsewhere=self.plan.clips_elsewhere,
-            alone=self.plan.alone,
+            anywhere=None if self.plan.alone else bool,
         )
         if self.plan.small:
             self.watch.history.max_bytes, self.watch.history.window = 700, 3
@@ -618,7 +619,7 @@ class Run:
         self.check_dropped(parameters, pairs, dropped=not usable and self.scaler is None, fault=fault)
         if measured:
             clipped = norms if clipper is None else self.expect(number, parameters, pairs, total=total)
-            row = Row(norms, clipped, pairs, wanted, usable and self.is_known())
+            row = Row(norms, clipped, pairs, wanted, usable and (self.is_known() or not pairs))
             self.rows[number, self.step] = self.open[number] = row
         if fault is not None:
             raise fault
