@@ -608,3 +608,53 @@ def test_a_branch_that_is_multiplied_by_zero_is_a_notice(pl, tmp_path, data):
     trainer_in(pl, tmp_path, watch, max_steps=200).fit(module_in(pl, Net()), data)
     assert [(d.rule, d.severity, d.layers) for d in watch.diagnoses] == [("dead", "notice", ("net.unused",))]
     assert watch.remedies == []
+
+
+def test_a_wrapper_that_is_no_optimizer_of_torch_is_watched(pl, tmp_path, data):
+    """One that has the methods and never called ``Optimizer.__init__`` (Lookahead) is read like any other."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner = inner
+
+        param_groups = property(lambda self: self.inner.param_groups)
+        state = property(lambda self: self.inner.state)
+        defaults = property(lambda self: self.inner.defaults)
+
+        def step(self, closure=None):
+            return self.inner.step(closure)
+
+        def zero_grad(self, set_to_none=True):
+            self.inner.zero_grad(set_to_none)
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch).fit(module_in(pl, optimizer=lambda p: Wrapper(torch.optim.SGD(p, lr=0.1))), data)
+    assert watch.disabled_reason is None
+    assert len(watch.history) == 5
+
+
+def test_what_a_clipper_remembers_is_saved_after_a_failure_of_ours(pl, tmp_path, data, monkeypatch):
+    """The clipper goes on when GradWatch is switched off, and so does what it remembers."""
+    from lightning_gradwatch.judging import Judge
+
+    def fail(self, *args):
+        raise ZeroDivisionError("ours")
+
+    class Counts:
+        calls = 0
+
+        def clip_(self, norms):
+            self.calls += 1
+            return norms.norms
+
+        def state_dict(self):
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state):
+            self.calls = state["calls"]
+
+    monkeypatch.setattr(Judge, "judge", fail)
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=Counts()), max_steps=6)
+    trainer.fit(module_in(pl), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["lightning_gradwatch"]["clipper"] == {"calls": 6}

@@ -127,3 +127,28 @@ def test_a_poisoned_step_is_dropped_where_that_is_asked(on_nonfinite, scaled, go
     assert (net.weight.grad is None) is gone
     assert told.startswith(reason)
     assert bool(told) is bool(reason)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_processes_agree_on_a_step_that_is_sharded_in_part(monkeypatch, other):
+    """What is not sharded is each process's own: a NaN in another process drops the step in this one as well."""
+    net, asked = nn.Linear(4, 1), []
+    stepper, optimizer = stepper_for(net, on_nonfinite="skip")
+    monkeypatch.setattr(Reader, "partly_sharded", lambda *_: True)
+    stepper._alone, stepper._anywhere = False, lambda mine: asked.append(mine) or mine or other
+    about = OptimizerStep(0, optimizer, 0)
+    assert stepper.drop_(about, stepper.read(about)) == ""
+    assert asked == [False]
+    assert (net.weight.grad is None) is other
+
+
+def test_a_sharded_step_is_measured_once_whatever_failed_after_it(monkeypatch):
+    """Other processes measure once a step: only what failed before that is tried again."""
+    stepper, optimizer = stepper_for(nn.Linear(4, 1))
+    monkeypatch.setattr(Reader, "sharded", lambda *_: True)
+    about = OptimizerStep(0, optimizer, 0)
+    stepper.read(about)
+    assert stepper.read_unwatched(about, together=True, failed_now=True) is None
+    assert stepper.read_unwatched(about, together=True, failed_now=False) is not None
+    stepper._measured_before = stepper.reader.num_measured
+    assert stepper.read_unwatched(about, together=True, failed_now=True) is not None

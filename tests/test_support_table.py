@@ -10,6 +10,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 TABLE = TESTS.parent / "docs" / "support.md"
 TESTED, GPU, REFUSED = "supported and tested", "supported, not testable without a GPU", "refused"
+STRANGERS = "supported, tested by `make test-strangers`"
 
 
 def marks(node: ast.AST) -> Iterator[tuple[str, str]]:
@@ -28,6 +29,9 @@ def proven() -> dict[str, str]:
     found: set[tuple[str, str]] = set()
     for path in sorted(TESTS.rglob("test_*.py")):
         tree = ast.parse(path.read_text())
+        if "strangers" in path.parts:
+            found |= {("stranger" if name == "supports" else name, text) for name, text in marks(tree)}
+            continue
         for test in [part for part in ast.walk(tree) if isinstance(part, ast.FunctionDef)]:
             decorators = {mark for decorator in test.decorator_list for mark in marks(decorator)}
             test.decorator_list = []
@@ -35,6 +39,7 @@ def proven() -> dict[str, str]:
         # Parameters with marks may also stand in a list of their own.
         found |= set(marks(tree))
     states = {text: GPU for name, text in found if name == "gpu" and text}
+    states |= {text: STRANGERS for name, text in found if name == "stranger" and text}
     states |= {text: TESTED for name, text in found if name == "supports" and text}
     return states | {text: REFUSED for name, text in found if name == "refuses" and text}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -343,3 +345,54 @@ def test_a_clipper_that_fails_in_one_process_ends_clipping_in_all(caplog):
     assert [watch.disabled_reason for watch in watches] == [None, None]
     assert caplog.text.count("clipper failed in another process, training goes on unclipped in all") == 1
     assert caplog.text.count("failed in one of several processes: clipper Broken: OSError: mine") == 1
+
+
+def test_a_checkpoint_has_what_is_still_on_its_way(data, late):
+    """A reading whose numbers nobody has asked for yet is settled before the checkpoint is made."""
+    net = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    watch = Watch(Settings())
+    watch.start(net, num_optimizers=1)
+    net.weight.grad = torch.ones_like(net.weight)
+    watch.before_step(0, optimizer, 0)
+    watch.after_step(0)
+    watch.end_batch()
+    assert len(watch.history) == 0
+    assert watch.state_dict()["record"]["history"]["steps"].tolist() == [0]
+
+
+def test_late_numbers_let_the_gradients_go_where_no_step_came(late):
+    """A step that a loss scaler drops has no end; at the end of the batch its gradients are let go all the same."""
+    net = nn.Linear(8, 3)
+    watch = Watch(Settings())
+    watch.start(net, num_optimizers=1, clips_elsewhere=True)
+    net.weight.grad = torch.ones_like(net.weight)
+    watch.before_step(0, torch.optim.SGD(net.parameters(), lr=0.1), 0)
+    assert watch._steps.pending[0].reading._measured is not None
+    watch.end_batch()
+    assert watch._steps.pending[0].reading._measured is None
+
+
+def test_a_finished_watch_keeps_no_model_alive(data):
+    """Of the columns only names are kept for the next fit."""
+    net = deep_net(nn.ReLU, 2)
+    seen = weakref.ref(net[0].weight)
+    watch = Watch(Settings())
+    train(net, data, watch)
+    del net
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_loss_that_goes_on_changing_is_the_one_of_its_moment():
+    """The number is copied: what the person adds to it later is not the loss of the step."""
+    net = nn.Linear(2, 1)
+    watch = Watch(Settings())
+    watch.start(net, num_optimizers=1)
+    total = net(torch.ones(1, 2)).sum().detach() * 0 + 1.0
+    watch.before_backward(total)
+    total += 41.0
+    net.weight.grad = torch.ones_like(net.weight)
+    watch.before_step(0, torch.optim.SGD(net.parameters(), lr=0.1), 0)
+    watch.end_batch()
+    assert watch.history.losses.tolist() == [1.0]

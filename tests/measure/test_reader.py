@@ -333,6 +333,7 @@ def transfers(monkeypatch) -> Counter[str]:
 
 
 @pytest.mark.usefixtures("anywhere")
+@pytest.mark.supports("one transfer to the host a reading")
 @pytest.mark.parametrize("num_before", [0, 7], ids=["with weights", "without weights"])
 def test_a_reading_is_one_transfer(transfers, num_before):
     """One ``cpu()`` a reading, with or without the weights, and nothing else that waits for the device."""

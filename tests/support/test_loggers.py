@@ -213,7 +213,7 @@ def test_a_csv_file_keeps_its_columns_when_gradwatch_switches_itself_off(pl, tmp
     assert rows == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 0.0)]
 
 
-@pytest.mark.supports("the steps of self.log")
+@pytest.mark.supports("the x axis of self.log")
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -239,7 +239,7 @@ def test_our_values_stand_at_the_steps_of_self_log(lightning, tmp_path, data, kw
     assert watch.diagnoses == []
 
 
-@pytest.mark.supports("the steps of self.log")
+@pytest.mark.supports("the x axis of self.log")
 def test_values_of_two_optimizers_stand_at_the_steps_of_self_log(lightning, tmp_path, data):
     """``global_step`` counts both optimizers' steps; the loggers' axis counts batches, ours as well."""
     logger, watch = keeping_logger(lightning), GradWatch()
@@ -294,7 +294,7 @@ def test_a_run_without_a_logger_is_watched_and_leaves_its_files(lightning, tmp_p
     assert watch.disabled_reason is None
 
 
-@pytest.mark.supports("fast_dev_run")
+@pytest.mark.supports("fast_dev_run (DummyLogger)")
 def test_fast_dev_run_is_watched_and_writes_nothing(lightning, tmp_path, data):
     """Lightning's DummyLogger takes any call; it is given none, and no file is written, though the model is sick."""
     module = module_in(lightning, deep_net(nn.Sigmoid, 12))
@@ -512,7 +512,7 @@ def test_loggers_of_other_services_get_numbers_and_no_surprises(pl, tmp_path, da
     assert watch.disabled_reason is None
 
 
-@pytest.mark.supports("barebones")
+@pytest.mark.supports("Trainer(barebones=True)")
 def test_barebones_is_watched_and_logs_nothing(lightning, tmp_path, data):
     """``Trainer(barebones=True)`` has no logger at all; the readings are true all the same."""
     module = module_in(lightning)

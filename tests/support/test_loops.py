@@ -9,6 +9,7 @@ import logging
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from oracle import SavedGradients, assert_same, before_clipping, same_weights, s
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradWatch
+from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradientFault, GradWatch
 
 # Resuming in the middle of an epoch is what these tests are about.
 MIDDLE_OF_EPOCH = "ignore:You're resuming from a checkpoint that ended before the epoch ended"
@@ -1605,3 +1606,23 @@ def test_a_keyboard_interrupt_in_training_step_is_closed_like_any_end(pl, tmp_pa
     assert sink.closed == 1
     assert trainer.optimizers[0]._optimizer_step_post_hooks == {}
     assert_told(caplog.text, tmp_path)
+
+
+# ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.supports("skipping and raising on CUDA")
+@pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
+def test_a_poisoned_step_is_dropped_in_time_on_a_gpu(pl, tmp_path, data, on_nonfinite):
+    """The decision waits for the numbers, so that no weight ever becomes NaN."""
+
+    def training_step(self, batch, batch_idx):
+        return loss_of(self, batch) * (float("nan") if batch_idx == 2 else 1.0)
+
+    module, watch = module_in(pl, training_step=training_step), GradWatch(on_nonfinite=on_nonfinite)
+    trainer = trainer_in(pl, tmp_path, watch, accelerator="cuda", devices=1)
+    with pytest.raises(GradientFault) if on_nonfinite == "raise" else nullcontext():
+        trainer.fit(module, data)
+    assert [(d.rule, d.step) for d in watch.diagnoses] == [("non_finite", 2)]
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())

@@ -184,7 +184,7 @@ class EmptyNet(nn.Module):
         return self.body(inputs + self.wide(self.narrow(inputs))) + (self.nothing * inputs[:0]).sum()
 
 
-@pytest.mark.supports("parameters without any number in them")
+@pytest.mark.supports("zero-size parameters")
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
 def test_parameters_of_size_zero_are_read_as_zero_and_are_not_dead(pl, watched):
     """An empty gradient has the norm 0, its neighbors theirs, and nobody calls it dead."""

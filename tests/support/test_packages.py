@@ -170,7 +170,7 @@ def test_a_config_file_trains_watched_and_clipped(person):
     assert callback["init_args"]["clipper"]["init_args"] == {"max_norm": 0.25}
 
 
-@pytest.mark.supports("LightningCLI with short names")
+@pytest.mark.supports("LightningCLI with short names and --print_config")
 def test_short_names_make_a_config_that_trains(person):
     """``--trainer.callbacks=GradWatch --trainer.callbacks.patience=5`` needs no file; ``--print_config`` writes one."""
     printed = person.runs(*QUIET, *SHORT, "--print_config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from models import CLASSES, module_in, trainer_in
 from oracle import assert_same, before_clipping, same_weights, saves_gradients, totals
 from torch import nn
 
-from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradWatch
+from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradientFault, GradWatch
 
 
 def scaled(pl: Any, **kwargs: Any) -> Any:
@@ -634,3 +635,32 @@ def test_fused_optimizers_in_a_manual_loop_under_a_scaler(pl, tmp_path, data):
     assert_same(watch.history, saved, "norms")
     assert_same(watch.history, saved, "clipped_norms")
     assert watch.history.optimizers.tolist() == [0, 1] * 6
+
+
+@pytest.mark.supports("skipping and raising under a loss scaler")
+@pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
+def test_a_scaler_that_is_switched_off_drops_nothing(pl, tmp_path, data, on_nonfinite):
+    """With ``GradScaler(enabled=False)`` a poisoned step is ours to drop, and to raise at."""
+
+    def training_step(self, batch, batch_idx):
+        return loss_of(self, batch) * (float("nan") if batch_idx == 2 else 1.0)
+
+    module, watch = module_in(pl, training_step=training_step), GradWatch(on_nonfinite=on_nonfinite)
+    trainer = trainer_in(pl, tmp_path, watch, plugins=[scaled(pl, enabled=False)])
+    with pytest.raises(GradientFault) if on_nonfinite == "raise" else nullcontext():
+        trainer.fit(module, data)
+    assert watch.skipped_steps == int(on_nonfinite == "skip")
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
+
+
+@pytest.mark.supports("skipping and raising under a loss scaler")
+def test_a_scaler_that_never_finds_its_scale_is_no_excuse_for_ever(pl, tmp_path, data):
+    """After 24 overflows in a row a poisoned step counts: ``"raise"`` ends the run."""
+
+    def training_step(self, batch, batch_idx):
+        return loss_of(self, batch) * float("nan")
+
+    watch = GradWatch(on_nonfinite="raise")
+    trainer = trainer_in(pl, tmp_path, watch, plugins=[scaled(pl)], max_steps=40)
+    with pytest.raises(GradientFault, match="step 24"):
+        trainer.fit(module_in(pl, training_step=training_step), data)
