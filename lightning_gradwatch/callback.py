@@ -141,6 +141,9 @@ class GradWatch(Callback):
         self.core = Watch(self.settings)
         self._numbers: dict[int, int] = {}
         self._hooks: list[Any] = []
+        # Optimizers whose steps are heard of, and those that tell of none.
+        self._heard: list[Optimizer] = []
+        self._silent: set[int] = set()
         self._fitting = False
 
     @property
@@ -188,6 +191,12 @@ class GradWatch(Callback):
     def on_diagnosis(self, trainer: Trainer, pl_module: LightningModule, diagnosis: Diagnosis) -> None:
         """Called on rank zero for each fault that begins; to be overridden. Errors in it do not end training."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a fit under way; Lightning pickles callbacks that are hyperparameters."""
+        fit = {"_hooks": [], "_heard": [], "_silent": set(), "_numbers": {}, "_fitting": False}
+        # Lightning gives every callback the module's own methods of these names.
+        return {name: value for name, value in (self.__dict__ | fit).items() if name not in ("log", "log_dict")}
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings that clash with the Trainer's."""
         if stage != "fit":
@@ -198,13 +207,7 @@ class GradWatch(Callback):
                 "Two GradWatch callbacks in one Trainer would read every gradient twice and tell everything twice. "
                 "Keep one of them; several rules, sinks and thresholds fit into one GradWatch."
             )
-        if self.settings.clipper is not None and trainer.gradient_clip_val:
-            raise ValueError(
-                f"`GradWatch(clipper={self.settings.clipper!r})` and `Trainer(gradient_clip_val="
-                f"{trainer.gradient_clip_val!r})` would clip the same gradients one after the other. Remove `clipper` "
-                "to keep the Trainer's clipping (GradWatch shows the norms before and after), or remove "
-                "`gradient_clip_val` to keep the clipper."
-            )
+        self._refuse_two_clippers(trainer)
         unsupported = _unsupported(trainer)
         if unsupported and self.settings.acts:
             raise ValueError(
@@ -212,9 +215,19 @@ class GradWatch(Callback):
                 "strategy's own clipping."
             )
 
+    def _refuse_two_clippers(self, trainer: Trainer) -> None:
+        if self.settings.clipper is not None and trainer.gradient_clip_val:
+            raise ValueError(
+                f"`GradWatch(clipper={self.settings.clipper!r})` and `Trainer(gradient_clip_val="
+                f"{trainer.gradient_clip_val!r})` would clip the same gradients one after the other. Remove `clipper` "
+                "to keep the Trainer's clipping (GradWatch shows the norms before and after), or remove "
+                "`gradient_clip_val` to keep the clipper."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch: all modules, optimizers and strategies are in place now."""
         self._refuse_scaled_actions(trainer)
+        self._refuse_two_clippers(trainer)
         if trainer.global_step == 0:
             # A new run; one that goes on, or is resumed from a checkpoint, keeps what is known.
             self.core = Watch(self.settings)
@@ -243,9 +256,28 @@ class GradWatch(Callback):
         )
         # An optimizer that only meets Lightning's protocol need not have torch's hooks.
         for optimizer in trainer.optimizers:
-            # Nor does one that was never initialized as one of torch's (Lookahead), although it has the method.
-            with suppress(AttributeError):
-                self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+            self._listen(optimizer)
+
+    def _listen(self, optimizer: Optimizer) -> None:
+        """Hear of an optimizer's steps where it tells of them.
+
+        One that only meets Lightning's protocol does not; nor one that was never initialized as one of torch's
+        (Lookahead), although it has the method.
+        """
+        try:
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        except AttributeError:
+            self._silent.add(id(optimizer))
+        self._heard.append(optimizer)
+
+    def _number(self, trainer: Trainer, optimizer: Optimizer) -> int:
+        """Return an optimizer's place in the Trainer, also when it was made anew during training."""
+        if not any(optimizer is known for known in self._heard):
+            self._listen(optimizer)
+        places = [place for place, each in enumerate(trainer.optimizers) if each is optimizer]
+        number = places[0] if places else self._numbers.setdefault(id(optimizer), len(self._numbers))
+        self._numbers[id(optimizer)] = number
+        return number
 
     @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -266,7 +298,7 @@ class GradWatch(Callback):
         """Hand over the gradients: unscaled, accumulated, averaged over processes, not yet clipped."""
         if self._fitting:
             self.core.before_step(
-                self._numbers.setdefault(id(optimizer), len(self._numbers)),
+                self._number(trainer, optimizer),
                 optimizer,
                 trainer.global_step,
                 scaler=_scaler(trainer),
@@ -284,6 +316,9 @@ class GradWatch(Callback):
         if not self._fitting:
             self._publish_engine_norm(trainer)
             return
+        for optimizer in trainer.optimizers if self._silent else ():
+            if id(optimizer) in self._silent:
+                self.core.after_step(self._numbers[id(optimizer)], certain=_scaler(trainer) is None)
         # Whoever looks at the metric at the end of an epoch shall find it.
         onsets = self.core.end_batch(wait=trainer.is_last_batch)
         self._publish(trainer)
@@ -366,6 +401,8 @@ class GradWatch(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._heard.clear()
+        self._silent.clear()
         self._deliver(trainer, pl_module, self.core.finish())
 
     def _refuse_scaled_actions(self, trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -9,7 +10,6 @@ class LossWindow:
     """Collects the losses whose gradients the next step will use; they stay on their device.
 
     Example:
-        >>> import torch
         >>> window = LossWindow()
         >>> for _ in range(3):
         ...     window.add(torch.tensor(0.5))
@@ -23,8 +23,8 @@ class LossWindow:
 
     def add(self, loss: Tensor) -> None:
         """Add a loss of one element, before its gradients are computed."""
-        # A copy of one number: the person may go on adding to theirs.
-        value = loss.detach().reshape(()).clone()
+        # A copy of one number: the person may go on adding to theirs, and half precision adds up badly.
+        value = loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32), copy=True)
         self._sum = value if self._sum is None else self._sum + value
         self._count += 1
 

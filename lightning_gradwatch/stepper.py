@@ -67,9 +67,26 @@ class Stepper:
             scale = about.scaler.scale(torch.ones((), device=_device_of(about.optimizer)))
         reading = self.reader.read(about.number, about.optimizer, about.step, loss, scale, about.unscales)
         self._clip_(reading)
-        if not self.clips_elsewhere:
+        if not self._looks_again(about):
+            reading.release()
+        elif not self.clips_elsewhere:
             reading.send()
         return reading
+
+    def _looks_again(self, about: OptimizerStep) -> bool:
+        """Tell whether it can be known after the step what others made of the gradients before it.
+
+        A fused optimizer writes to the gradients itself; and where they are sharded, all processes have to look
+        again, or none.
+        """
+        fused = any(group.get("fused") for group in about.optimizer.param_groups)
+        return self.clips_elsewhere or not (fused or self.reader.sharded(about.number, about.optimizer))
+
+    def look_again(self, reading: Reading) -> None:
+        """After the step: measure the gradients once more where others have changed them."""
+        if self.clips_elsewhere or reading.changed:
+            reading.measure_again()
+        reading.release()
 
     def _clip_(self, reading: Reading) -> None:
         clipper = self._settings.clipper
@@ -137,7 +154,10 @@ class Stepper:
             finite = not self._anywhere(not finite)
         if finite or excused:
             self._poisoned.clean()
-        elif self._poisoned.handle_(about.optimizer):
+            return ""
+        # What follows is ours: nobody else changes these gradients any more.
+        reading.release()
+        if self._poisoned.handle_(about.optimizer):
             return self._poisoned.reason(snapshot, [layer.name for layer in self.reader.layers])
         return ""
 

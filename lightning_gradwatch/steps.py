@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -114,6 +115,12 @@ class Steps:
         """Note that an optimizer is about to do another step."""
         self._newest[number] = step
         self._counts[number] = self._counts.get(number, 0) + 1
+
+    def closed(self) -> Steps:
+        """Return a copy without what is open."""
+        copied = copy.copy(self)
+        copied.pending = {}
+        return copied
 
     def restart(self) -> None:
         """Forget what is open: a fit begins, perhaps at a step that was made before."""

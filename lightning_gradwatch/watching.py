@@ -70,6 +70,10 @@ class Watch:
         self._due = 0
         self._due_before = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a fit under way: open steps and the model."""
+        return self.__dict__ | {"_stepper": None, "_steps": self._steps.closed(), "_losses": LossWindow()}
+
     @property
     def core(self) -> Watch:
         """Itself; what drives it has it under the same name."""
@@ -280,9 +284,14 @@ class Watch:
             for each in self._steps.in_order(self._steps.pending[number].step):
                 self._settle(each)
 
-    def after_step(self, number: int) -> None:
-        """Note that an optimizer has really stepped, and what its gradients were after someone else's clipping."""
-        if self._steps.surprises(number):
+    def after_step(self, number: int, *, certain: bool = True) -> None:
+        """Note that an optimizer has really stepped, and what its gradients were after someone else's clipping.
+
+        Args:
+            number: Number of the optimizer.
+            certain: False for one that tells nothing: a loss scaler may have dropped the step.
+        """
+        if number not in self._steps.pending and self._steps.surprises(number):
             self._teller.warn(
                 f"optimizer {number} has stepped without a word to GradWatch (as with "
                 "optimizers(use_pl_optimizer=False)): such steps are not measured, clipped or dropped"
@@ -291,9 +300,10 @@ class Watch:
         if pending is None:
             return
         pending.stepped = True
-        if pending.reading is not None and self._stepper is not None and self._stepper.clips_elsewhere:
+        pending.unscales |= not certain
+        if pending.reading is not None and self._stepper is not None:
             with self.guarded():
-                pending.reading.measure_again()
+                self._stepper.look_again(pending.reading)
 
     def end_batch(self, *, wait: bool = False) -> tuple[Diagnosis, ...]:
         """Settle the steps of the batch, those whose numbers are still on their way at the optimizer's next step.
@@ -322,7 +332,7 @@ class Watch:
                 self._settle(number)
             else:
                 # Where no step came after the reading, its gradients are still held.
-                reading.send()
+                reading.release()
         self._record.sinks.flush()
 
     def agree(self, mean: Callable[[Sequence[float]], Sequence[float]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -658,3 +659,144 @@ def test_what_a_clipper_remembers_is_saved_after_a_failure_of_ours(pl, tmp_path,
     trainer.fit(module_in(pl), data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["lightning_gradwatch"]["clipper"] == {"calls": 6}
+
+
+def poisons_a_gradient(self):
+    """Put a NaN into the gradient of the fourth step."""
+    if self.trainer.global_step == 3:
+        self.net[0].weight.grad[0, 0] = float("nan")
+
+
+def replaces(self, optimizer):
+    for parameter in self.parameters():
+        parameter.grad = torch.nan_to_num(parameter.grad)
+
+
+def drops(self, optimizer):
+    if not all(bool(torch.isfinite(parameter.grad).all()) for parameter in self.parameters()):
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("repair", "used"), [(replaces, True), (drops, False)])
+def test_what_the_module_makes_of_a_poisoned_step_is_what_counts(pl, tmp_path, data, repair, used):
+    """A gradient that is replaced is measured as it is then, one that is dropped counts as zero: no fault, no stop."""
+    hooks = {"on_after_backward": poisons_a_gradient, "on_before_optimizer_step": repair}
+    module, watch = module_in(pl, **hooks), GradWatch(stop_on=["non_finite"])
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=8)
+    trainer.fit(module, data)
+    assert trainer.global_step == 8
+    assert watch.diagnoses == []
+    assert bool((watch.history.clipped_norms[3] > 0).all()) is used
+    assert np.isfinite(watch.history.clipped_norms).all()
+
+
+def test_a_callback_that_clips_after_us_is_seen(pl, tmp_path, data):
+    """Whoever changes gradients between our hook and the step is noticed by the change itself."""
+
+    class Clips(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for parameter in pl_module.parameters():
+                parameter.grad.mul_(1e-3)
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, Clips()).fit(module_in(pl), data)
+    np.testing.assert_allclose(watch.history.clipped_norms, watch.history.norms * 1e-3, rtol=1e-5)
+
+
+class Silent:
+    """Meets Lightning's protocol of an optimizer and has none of torch's hooks."""
+
+    def __init__(self, parameters):
+        self.inner = torch.optim.SGD(parameters, lr=0.1)
+
+    param_groups = property(lambda self: self.inner.param_groups)
+    state = property(lambda self: self.inner.state)
+    defaults = property(lambda self: self.inner.defaults)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state)
+
+
+def test_an_optimizer_that_tells_of_no_step_is_read_at_the_end_of_the_batch(pl, tmp_path, data):
+    """Without torch's hook the clipped gradients are still there then."""
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, gradient_clip_val=1e-3).fit(module_in(pl, optimizer=Silent), data)
+    assert np.sqrt((watch.history.clipped_norms**2).sum(axis=1)) == pytest.approx(np.full(5, 1e-3), rel=1e-3)
+
+
+def test_an_optimizer_that_tells_of_no_step_is_no_overflow(pl, tmp_path, data):
+    """Under a loss scaler its steps count unless their gradients are not finite."""
+    watch = GradWatch()
+    trainer = trainer_in(pl, tmp_path, watch, plugins=[scaled(pl, init_scale=8.0)])
+    trainer.fit(module_in(pl, optimizer=Silent), data)
+    assert watch.overflowed_steps == 0
+
+
+def test_optimizers_that_are_made_anew_keep_their_places(pl, tmp_path, data):
+    """Stages that set up their optimizers again are one run: one fault, one column, clipped norms right throughout."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch:
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    module = module_in(pl, deep_net(nn.Sigmoid, 12), on_train_epoch_start=on_train_epoch_start)
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=-1, max_epochs=4, gradient_clip_val=1e-3).fit(module, data)
+    assert set(watch.history.optimizers.tolist()) == {0}
+    assert len(watch.diagnoses) == 1
+    assert np.sqrt((watch.history.clipped_norms**2).sum(axis=1)) == pytest.approx(np.full(32, 1e-3), rel=1e-3)
+
+
+def test_a_callback_is_pickled_in_the_middle_of_a_fit(pl, tmp_path, data):
+    """Lightning pickles callbacks that are hyperparameters; what belongs to the fit stays behind."""
+    copies = []
+
+    class Pickles(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            copies.append(pickle.loads(pickle.dumps(trainer.callbacks[0])))
+
+    logger = pl.loggers.CSVLogger(tmp_path)
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, Pickles(), logger=logger).fit(module_in(pl), data)
+    assert [len(each.history) for each in copies] == [1, 2, 3, 4, 5]
+    assert watch.disabled_reason is None
+
+
+def test_a_clipper_set_late_is_refused_before_training(pl, tmp_path, data):
+    """``gradient_clip_val`` may be set until training starts."""
+
+    class SetsLate(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            trainer.gradient_clip_val = 0.5
+
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=ClipByGlobalNorm(1.0)), SetsLate())
+    with pytest.raises(ValueError, match="would clip the same gradients"):
+        trainer.fit(module_in(pl), data)
+
+
+def test_weights_that_grow_between_two_measurements_are_no_explosion(pl, tmp_path):
+    """What began near zero and is measured now and then only is judged by what it may have become."""
+    net = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    for layer in net:
+        nn.init.normal_(layer.weight, std=2e-3)
+    inputs = torch.randn(320, 20)
+    batches = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(inputs, inputs @ torch.randn(20, 20)), batch_size=32
+    )
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    watch = GradWatch()
+    module = module_in(pl, net, lambda p: torch.optim.SGD(p, lr=1.0), training_step=training_step)
+    trainer_in(pl, tmp_path, watch, max_steps=60).fit(module, batches)
+    assert watch.diagnoses == []

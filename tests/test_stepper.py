@@ -49,12 +49,36 @@ def test_the_factor_of_a_loss_scaler_is_taken_out():
     assert (unscaled.norms.tolist(), unscaled.loss) == ([6.0], 2.0)
 
 
-def test_gradients_are_let_go_unless_someone_else_clips():
-    """Only then they are measured once more after the step."""
-    for elsewhere in (False, True):
-        net = nn.Linear(4, 1)
-        stepper, optimizer = stepper_for(net, elsewhere=elsewhere)
-        assert (stepper.read(OptimizerStep(0, optimizer, 0))._measured is not None) is elsewhere
+@pytest.mark.parametrize(
+    ("fused", "elsewhere", "kept"), [(False, False, True), (True, False, False), (True, True, True)]
+)
+def test_gradients_are_kept_for_a_look_after_the_step(fused, elsewhere, kept):
+    """Not where the optimizer writes to them itself and nobody is known to clip."""
+    net = nn.Linear(4, 1)
+    stepper, optimizer = stepper_for(net, elsewhere=elsewhere)
+    optimizer.param_groups[0]["fused"] = fused
+    reading = stepper.read(OptimizerStep(0, optimizer, 0))
+    assert (reading._measured is not None) is kept
+    stepper.look_again(reading)
+    assert reading._measured is None
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "dropped", "not at all"])
+def test_what_others_make_of_gradients_is_noticed_by_the_change(change):
+    """In place, by another tensor or by None; where nobody did anything nothing is read a second time."""
+    net = nn.Linear(4, 1, bias=False)
+    stepper, optimizer = stepper_for(net)
+    reading = stepper.read(OptimizerStep(0, optimizer, 0))
+    if change == "in place":
+        net.weight.grad.mul_(0.5)
+    elif change == "replaced":
+        net.weight.grad = net.weight.grad * 0.5
+    elif change == "dropped":
+        net.weight.grad = None
+    stepper.look_again(reading)
+    expected = {"in place": 3.0, "replaced": 3.0, "dropped": 0.0, "not at all": 6.0}[change]
+    assert reading.snapshot().clipped_norms.tolist() == [expected]
+    assert (reading.snapshot().clipped_norms is reading.snapshot().norms) is (change == "not at all")
 
 
 @pytest.mark.parametrize(

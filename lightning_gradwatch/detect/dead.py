@@ -42,11 +42,12 @@ class DeadRule:
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield one diagnosis for all dead layers, in forward order."""
         readings = observations.gradients
-        # Where several processes train, the newest losses are not known yet.
-        known = readings.losses[~np.isnan(readings.losses)]
-        if len(readings) < self.num_readings or (known.size and known[-1] == 0):
+        # Where several processes train, the newest losses are not known yet: nothing is dead before they are.
+        known = np.flatnonzero(~np.isnan(readings.losses))
+        newest = int(known[-1]) if known.size else len(readings) - 1
+        if newest + 1 < self.num_readings or (known.size and readings.losses[newest] == 0):
             return
-        recent = slice(-self.num_readings, None)
+        recent = slice(newest + 1 - self.num_readings, None)
         present = readings.present[recent]
         dead: BoolArray = np.logical_and.reduce(present & (readings.norms[recent] == 0), axis=0)
         filled = np.array([layer.num_parameters > 0 for layer in observations.layers])

@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
 from lightning_gradwatch.detect.progress import PLAIN_OPTIMIZERS, relative_updates
+from lightning_gradwatch.measure.snapshot import FloatArray
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class UpdateRule:
         updates = relative_updates(observations)
         if updates is None or observations.optimizer_description.kind not in PLAIN_OPTIMIZERS:
             return
+        updates = updates * _grown(observations)
         high = np.isfinite(updates) & (updates > self.max_ratio)
         if not high.any() or observations.matrices.sum() < 2:
             return
@@ -68,3 +70,22 @@ class UpdateRule:
             "too high for it",
             evidence={"update_ratio": worst, "learning_rate": rate, "max_ratio": self.max_ratio},
         )
+
+
+def _grown(observations: Observations) -> FloatArray:
+    """Return by how much weights may have grown since they were last measured, as a factor of at most 1.
+
+    ``|w_measured| / (|w_measured| + sum of learning_rate * |g| / (1 - momentum))`` over the readings since then:
+    weights are measured now and then only, and what began near zero grows fast.
+    """
+    readings = observations.gradients
+    weights = readings.weight_norms
+    same = np.logical_and.reduce(np.equal(weights, weights[-1]) | np.isnan(weights), axis=1)
+    changed = np.flatnonzero(~same)
+    since = int(changed[-1]) + 1 if changed.size else 0
+    moved = readings.learning_rates[since:-1] * readings.clipped_norms[since:-1]
+    gain = 1 / max(1 - observations.optimizer_description.momentum, 1e-3)
+    path: FloatArray = np.nansum(np.where(np.isfinite(moved), moved, 0.0), axis=0) * gain
+    measured = np.maximum(weights[-1], np.finfo(np.float64).tiny)
+    shrunk: FloatArray = measured / (measured + path)
+    return shrunk

@@ -144,7 +144,8 @@ class _Graph:
         """Name the nearest activation after a layer, going through what leaves it in place."""
         frontier, seen = [output], {output}
         for _ in range(_REACH):
-            users = [user for node in frontier for user in self.users.get(node, ())]
+            # Each once: many paths meet in a node where branches are joined again and again.
+            users = list(dict.fromkeys(user for node in frontier for user in self.users.get(node, ())))
             if any(not self.users.get(node) for node in frontier) or any(_ends(_name(user)) for user in users):
                 return "output"
             for user in users:

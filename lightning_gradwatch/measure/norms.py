@@ -15,6 +15,8 @@ from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray
 
 # float32 squares of elements below about 1e-19 fall among the subnormal numbers and lose digits, then vanish.
 _SMALLEST_EXACT = 1e-19
+# A sum of more float32 squares loses digits on a CPU (ours: 7e-5 of the norm at 2^22 numbers, 4e-3 at 2^26).
+_CHUNK = 2**16
 # The same for float64: its squares lose digits below about 1e-154.
 _SMALLEST_DOUBLE = 1e-150
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
@@ -173,6 +175,8 @@ def _fused_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> list[T
         values = [_dense(value) for value in values]
     if dtype is not None:
         values = [_real(value) for value in values]
+    if dtype is None and any(map(_is_large, values)):
+        return _chunked_norms(values)
     if any(value.dtype.itemsize == 1 for value in values):
         # No norm is implemented for 8-bit floating point.
         values = [value.to(torch.float32) if value.dtype.itemsize == 1 else value for value in values]
@@ -183,6 +187,24 @@ def _fused_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> list[T
         for kind, sums in ((kind, dtype or _sums_in(kind)) for kind in set(kinds))
     }
     return [next(norms[kind]) for kind in kinds]
+
+
+def _chunked_norms(values: Sequence[Tensor]) -> list[Tensor]:
+    """Measure large tensors piece by piece: a CPU adds the squares of one float32 tensor up in float32."""
+    pieces = [_pieces(value) for value in values]
+    norms = iter(_fused_norms([piece for several in pieces for piece in several], None))
+    found = [[next(norms) for _ in several] for several in pieces]
+    # A norm of a few thousand norms loses nothing.
+    return [each[0] if len(each) == 1 else torch.linalg.vector_norm(torch.stack(each)) for each in found]
+
+
+def _is_large(value: Tensor) -> bool:
+    large = value.numel() > _CHUNK and value.device.type == "cpu"
+    return large and _is_plain(value) and value.is_contiguous()
+
+
+def _pieces(value: Tensor) -> list[Tensor]:
+    return list(torch.split(value.detach().view(-1), _CHUNK)) if _is_large(value) else [value]
 
 
 def _sums_in(kind: torch.dtype) -> torch.dtype | None:

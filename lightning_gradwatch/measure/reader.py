@@ -264,4 +264,7 @@ def describe_optimizer(optimizer: Optimizer) -> OptimizerDescription:
     first = optimizer.param_groups[0] if optimizer.param_groups else {}
     momentum, eps = first.get("momentum", 0.0), first.get("eps", 0.0)
     numbers = [float(value) if isinstance(value, (int, float)) else 0.0 for value in (momentum, eps)]
-    return OptimizerDescription(type(optimizer).__name__, *numbers)
+    # A person's subclass of one of torch's optimizers is told by what it is made of.
+    torchs = [kind.__name__ for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+    kind = next((name for name in torchs if name != "Optimizer"), type(optimizer).__name__)
+    return OptimizerDescription(kind, *numbers)

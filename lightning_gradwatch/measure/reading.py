@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.norms import DOUBLE, GradientNorms, inexact, measure_exactly, norms_of, sums_in_double
-from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, GradientSnapshot, global_norm
+from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, GradientSnapshot, IntArray, global_norm
 from lightning_gradwatch.measure.transfer import Transfer
 
 
@@ -42,6 +42,7 @@ class Reading:
         self._measured: GradientNorms | None = measured
         self._arrange = arrange
         self._known_zeros = known_zeros
+        self._versions: list[int] = []
         self._waiting = {"norms": measured.norms, **extras}
         self._under_way: list[tuple[list[str], Transfer]] = []
         self._numbers: dict[str, FloatArray] = {}
@@ -70,15 +71,49 @@ class Reading:
             measured = replace(measured, norms=exact.float().to(device) if device.type == "mps" else exact.to(device))
         self._take_clipped(measured, clip(measured))
 
+    @property
+    def changed(self) -> bool:
+        """Whether someone else has changed, replaced or dropped a gradient since it was measured and clipped."""
+        if self._measured is None:
+            return False
+        now = self._gradients_now(self._measured)
+        pairs = zip(now, self._measured.gradients, self._versions, strict=True)
+        return any(gradient is not old or gradient._version != version for gradient, old, version in pairs)
+
     def measure_again(self) -> None:
-        """Measure the same gradients once more, after someone else has clipped them, and let them go."""
-        if self._measured is not None:
-            self._take_clipped(self._measured, norms_of(self._measured.gradients))
-            self.send()
+        """Measure what the gradients are by now, after someone else has clipped them, and let them go.
+
+        One that was dropped (None) counts as zero: nothing of it is used.
+        """
+        if self._measured is None:
+            return
+        now = self._gradients_now(self._measured)
+        kept = [place for place, gradient in enumerate(now) if gradient is not None]
+        gradients = [gradient for gradient in now if gradient is not None]
+        norms = norms_of(gradients)
+        if len(kept) < len(now):
+            places = torch.tensor(kept, dtype=torch.long, device=norms.device)
+            norms = norms.new_zeros(len(now)).index_put_((places,), norms)
+            gradients = [old if new is None else new for old, new in zip(self._measured.gradients, now, strict=True)]
+            dropped = np.setdiff1d(np.arange(len(now)), kept)
+            self._take_clipped(replace(self._measured, gradients=gradients), norms, dropped)
+        else:
+            self._take_clipped(replace(self._measured, gradients=gradients), norms)
+        self.release()
+
+    @staticmethod
+    def _gradients_now(measured: GradientNorms) -> list[Tensor | None]:
+        return [measured.index.parameters[member].grad for member in measured.members.tolist()]
+
+    def release(self) -> None:
+        """Let the gradients go: the person may free them."""
+        self.send()
+        self._measured = None
 
     def send(self) -> None:
-        """Start the transfer of what is on the device, and let the gradients go: the person may free them."""
-        self._measured = None
+        """Start the transfer of what is on the device."""
+        if self._measured is not None:
+            self._versions = [gradient._version for gradient in self._measured.gradients]
         if self._waiting:
             self._under_way.append((list(self._waiting), Transfer(list(self._waiting.values()))))
             self._waiting = {}
@@ -89,25 +124,27 @@ class Reading:
             self._snapshot = self._arrange(self._arrived())
         return self._snapshot
 
-    def _take_clipped(self, measured: GradientNorms, norms: Tensor) -> None:
+    def _take_clipped(self, measured: GradientNorms, norms: Tensor, dropped: IntArray | None = None) -> None:
+        if not isinstance(norms, Tensor):
+            raise TypeError(f"clip_ must return the norms after clipping, a tensor. Got {norms!r}")
         self._waiting["clipped_norms"] = norms
         self._snapshot = None
         if not self._late:
-            self._look(measured, "clipped_norms")
+            self._look(measured, "clipped_norms", dropped)
 
     def _arrived(self) -> dict[str, FloatArray]:
-        measured = self._measured
         self.send()
-        self._measured = measured
         for names, transfer in self._under_way:
             self._numbers.update(zip(names, transfer.numbers(), strict=True))
         self._under_way.clear()
         return self._numbers
 
-    def _look(self, measured: GradientNorms, name: str) -> None:
+    def _look(self, measured: GradientNorms, name: str, dropped: IntArray | None = None) -> None:
         """Bring norms that were summed in float32 to the host, and replace what float32 could not hold."""
         norms = self._arrived()[name]
         known = self._known_zeros[measured.members] & (norms == 0)
+        if dropped is not None:
+            known[dropped] = True
         suspicious = np.flatnonzero(inexact(norms, measured.index.sizes[measured.members]) & ~known)
         if suspicious.size:
             exact = measure_exactly([measured.gradients[i] for i in suspicious.tolist()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lightning_gradwatch.report.report import Report
 
@@ -49,6 +49,10 @@ class SinkRow:
         self.failed: list[Sink] = []
         self._sinks = list(sinks)
         self._logger = logger
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the sinks: they hold loggers and files of a fit under way."""
+        return self.__dict__ | {"_sinks": [], "failed": []}
 
     def write(self, report: Report) -> None:
         """Give a report to every sink."""

@@ -92,3 +92,12 @@ def test_no_reading_is_no_setting() -> None:
     """The number of readings has to be positive."""
     with pytest.raises(ValueError, match=r"`num_readings` must be a positive integer\. Got 0"):
         DeadRule(num_readings=0)
+
+
+def test_nothing_is_dead_before_its_losses_are_known(observe) -> None:
+    """Where processes exchange their losses now and then, the newest are NaN: a loss that was 0 is not known yet."""
+    unknown, zeros = float("nan"), np.zeros((6, 2))
+    assert list(RULE(observe(zeros, loss=[1.0, 1.0, 1.0, unknown, unknown, unknown]))) == []
+    assert list(RULE(observe(zeros, loss=[1.0, 0.0, 0.0, 0.0, unknown, unknown]))) == []
+    assert [finding.rule for finding in RULE(observe(zeros, loss=[1.0, 1.0, 1.0, 1.0, unknown, unknown]))] == ["dead"]
+    assert [finding.rule for finding in RULE(observe(zeros, loss=[unknown] * 6))] == ["dead"]

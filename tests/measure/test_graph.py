@@ -308,3 +308,14 @@ def test_frozen_layers_are_not_in_the_graph():
 def test_layers_that_were_not_traced_follow_the_one_registered_before(traced, num_layers, expected):
     """The completed order holds each layer once, untraced ones behind their neighbor."""
     assert forward_order(traced, num_layers) == expected
+
+
+def test_branches_that_meet_again_and_again_are_each_looked_at_once():
+    """The number of paths grows exponentially there, that of nodes does not."""
+    count = 16
+    encoder, head = nn.Linear(8, count), nn.Linear(count, 3)
+    parts = list(encoder(torch.randn(4, 8)).split(1, dim=1))
+    for _ in range(6):
+        parts = [torch.cat(parts[:i] + parts[i:], 1).mean(1, keepdim=True) for i in range(count)]
+    loss = head(torch.cat(parts, 1)).sum()
+    assert read_topology(loss, find_layers(nn.ModuleList([encoder, head]))).order == (0, 1)

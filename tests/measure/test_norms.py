@@ -409,3 +409,11 @@ def test_extreme_gradients_that_are_sharded_in_part_are_watched(mesh: DeviceMesh
     watch.end_batch()
     assert watch.disabled_reason is None
     np.testing.assert_allclose(watch.history.norms, [factor * np.sqrt([20, 20, 10])], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tensors_lose_no_digits(dtype):
+    """A CPU adds the squares of a float32 tensor up in float32; a large one is read piece by piece."""
+    large, small = torch.rand(2**23).to(dtype), torch.rand(5)
+    norms = norms_of([large, small, large.view(2, -1)])
+    assert norms.tolist() == pytest.approx([float(t.double().norm()) for t in (large, small, large)], rel=5e-6)

@@ -795,3 +795,12 @@ def test_optimizers_are_described_in_plain_values():
     assert describe_optimizer(sgd).momentum == 0.0
     sgd.param_groups.clear()
     assert describe_optimizer(sgd).kind == "SGD"
+
+
+def test_a_subclass_of_a_known_optimizer_is_told_by_what_it_is_made_of():
+    """A person's own ``MySGD(torch.optim.SGD)`` steps as SGD does."""
+
+    class Mine(torch.optim.SGD):
+        pass
+
+    assert describe_optimizer(Mine([nn.Parameter(torch.zeros(1))], lr=0.1)).kind == "SGD"

@@ -384,8 +384,8 @@ def test_the_snapshot_is_made_once_and_anew_after_clipping():
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("ask_first", [False, True])
-def test_gradients_are_let_go_once_they_were_sent(ask_first):
-    """Asking for numbers keeps the gradients for someone else's clipping; sending frees them."""
+def test_gradients_are_let_go_when_they_are_released(ask_first):
+    """Asking for numbers keeps the gradients for someone else's clipping; the release frees them."""
     measurement = measured(torch.ones(4), torch.zeros(2))
     gradient = weakref.ref(measurement.gradients[0])
     measurement.index.parameters[0].grad = None
@@ -394,7 +394,7 @@ def test_gradients_are_let_go_once_they_were_sent(ask_first):
     if ask_first:
         numbers(reading)
     assert gradient() is not None
-    reading.send()
+    reading.release()
     assert gradient() is None
     assert numbers(reading)["norms"].tolist() == [2.0, 0.0]
 
@@ -412,11 +412,11 @@ def test_measuring_again_lets_the_gradients_go():
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_after_sending_nothing_is_measured_again(transfers):
+def test_after_the_release_nothing_is_measured_again(transfers):
     """Who calls too late gets the numbers that were known."""
     gradient = torch.ones(4)
     reading = reading_of(gradient)
-    reading.send()
+    reading.release()
     gradient.mul_(0.5)
     reading.measure_again()
     assert list(numbers(reading)) == ["norms"]
@@ -427,7 +427,7 @@ def test_after_sending_nothing_is_measured_again(transfers):
 def test_nobody_clips_after_the_step():
     """A clipper that comes after the gradients were let go is a mistake of ours."""
     reading = reading_of(torch.ones(4))
-    reading.send()
+    reading.release()
     with pytest.raises(AssertionError, match="nobody clips after the step"):
         reading.clip_(ClipByGlobalNorm(1.0).clip_)
 
