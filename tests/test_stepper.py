@@ -176,3 +176,14 @@ def test_a_sharded_step_is_measured_once_whatever_failed_after_it(monkeypatch):
     assert stepper.read_unwatched(about, together=True, failed_now=False) is not None
     stepper._measured_before = stepper.reader.num_measured
     assert stepper.read_unwatched(about, together=True, failed_now=True) is not None
+
+
+def test_gradients_made_in_inference_mode_are_read():
+    """They keep no count of changes; replacing them is noticed all the same."""
+    net = nn.Linear(4, 1, bias=False)
+    stepper, optimizer = stepper_for(net)
+    with torch.inference_mode():
+        net.weight.grad = torch.full((1, 4), 3.0)
+    reading = stepper.read(OptimizerStep(0, optimizer, 0))
+    stepper.look_again(reading)
+    assert reading.snapshot().clipped_norms.tolist() == [6.0]

@@ -78,7 +78,7 @@ class Reading:
             return False
         now = self._gradients_now(self._measured)
         pairs = zip(now, self._measured.gradients, self._versions, strict=True)
-        return any(gradient is not old or gradient._version != version for gradient, old, version in pairs)
+        return any(gradient is not old or _version(gradient) != version for gradient, old, version in pairs)
 
     def measure_again(self) -> None:
         """Measure what the gradients are by now, after someone else has clipped them, and let them go.
@@ -113,7 +113,7 @@ class Reading:
     def send(self) -> None:
         """Start the transfer of what is on the device."""
         if self._measured is not None:
-            self._versions = [gradient._version for gradient in self._measured.gradients]
+            self._versions = [_version(gradient) for gradient in self._measured.gradients]
         if self._waiting:
             self._under_way.append((list(self._waiting), Transfer(list(self._waiting.values()))))
             self._waiting = {}
@@ -152,6 +152,11 @@ class Reading:
             norms[suspicious] = exact
         if name == "norms":
             self._known_zeros[measured.members] = norms == 0
+
+
+def _version(gradient: Tensor) -> int:
+    """Return how often a gradient was changed in place; one made in inference mode does not count."""
+    return 0 if gradient.is_inference() else gradient._version
 
 
 def _overflows(norms: FloatArray) -> bool:
