@@ -611,25 +611,37 @@ def test_a_branch_that_is_multiplied_by_zero_is_a_notice(pl, tmp_path, data):
     assert watch.remedies == []
 
 
+class Silent:
+    """Meets Lightning's protocol of an optimizer and has none of torch's hooks."""
+
+    def __init__(self, parameters):
+        self.inner = torch.optim.SGD(parameters, lr=0.1)
+
+    param_groups = property(lambda self: self.inner.param_groups)
+    state = property(lambda self: self.inner.state)
+    defaults = property(lambda self: self.inner.defaults)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state)
+
+
 def test_a_wrapper_that_is_no_optimizer_of_torch_is_watched(pl, tmp_path, data):
     """One that has the methods and never called ``Optimizer.__init__`` (Lookahead) is read like any other."""
 
-    class Wrapper(torch.optim.Optimizer):
-        def __init__(self, inner):
-            self.inner = inner
-
-        param_groups = property(lambda self: self.inner.param_groups)
-        state = property(lambda self: self.inner.state)
-        defaults = property(lambda self: self.inner.defaults)
-
-        def step(self, closure=None):
-            return self.inner.step(closure)
-
-        def zero_grad(self, set_to_none=True):
-            self.inner.zero_grad(set_to_none)
+    class Wrapper(Silent, torch.optim.Optimizer):
+        pass
 
     watch = GradWatch()
-    trainer_in(pl, tmp_path, watch).fit(module_in(pl, optimizer=lambda p: Wrapper(torch.optim.SGD(p, lr=0.1))), data)
+    trainer_in(pl, tmp_path, watch).fit(module_in(pl, optimizer=Wrapper), data)
     assert watch.disabled_reason is None
     assert len(watch.history) == 5
 
@@ -701,29 +713,6 @@ def test_a_callback_that_clips_after_us_is_seen(pl, tmp_path, data):
     watch = GradWatch()
     trainer_in(pl, tmp_path, watch, Clips()).fit(module_in(pl), data)
     np.testing.assert_allclose(watch.history.clipped_norms, watch.history.norms * 1e-3, rtol=1e-5)
-
-
-class Silent:
-    """Meets Lightning's protocol of an optimizer and has none of torch's hooks."""
-
-    def __init__(self, parameters):
-        self.inner = torch.optim.SGD(parameters, lr=0.1)
-
-    param_groups = property(lambda self: self.inner.param_groups)
-    state = property(lambda self: self.inner.state)
-    defaults = property(lambda self: self.inner.defaults)
-
-    def step(self, closure=None):
-        return self.inner.step(closure)
-
-    def zero_grad(self, set_to_none=True):
-        self.inner.zero_grad(set_to_none)
-
-    def state_dict(self):
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state):
-        self.inner.load_state_dict(state)
 
 
 def test_an_optimizer_that_tells_of_no_step_is_read_at_the_end_of_the_batch(pl, tmp_path, data):
