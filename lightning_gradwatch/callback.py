@@ -266,7 +266,7 @@ class GradWatch(Callback):
         """
         try:
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
-        except AttributeError:
+        except Exception:
             self._silent.add(id(optimizer))
         self._heard.append(optimizer)
 
