@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo dashboard test test-oldest test-strangers lint clean
+.PHONY: help demo dashboard test test-oldest test-strangers ward lint clean
 
 help:
 	@echo "make demo       train a deep sigmoid and two deep ReLU networks side by side and read what GradWatch says"
@@ -15,6 +15,8 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-oldest  run the tests with the oldest versions that pyproject.toml admits, in a place of their own"
 	@echo "make test-strangers  train libraries of others with GradWatch added (once 3 GB, then 5 minutes)"
+	@echo "make ward       train the whole ward with five seeds, and write docs/ward.md (about an hour on two cores; goes on"
+	@echo "                where it was stopped; without runs/ward.jsonl it begins anew)"
 	@echo "make lint       run ruff, mypy and the import contracts"
 
 demo: .venv/.examples
@@ -32,6 +34,9 @@ test-oldest: .venv-oldest/.installed
 
 test-strangers: .venv-strangers/.installed
 	OMP_NUM_THREADS=1 .venv-strangers/bin/python -m pytest tests/strangers --numprocesses 2 --dist loadfile --durations 5
+
+ward: .venv/.examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ward --seeds 5 --out runs/ward.jsonl --table docs/ward.md
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
 from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.measure.snapshot import SignalSnapshot
 from lightning_gradwatch.remedy.clipping import Clipper
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.loggers import is_a, picture_place, sinks_for
@@ -91,6 +92,8 @@ class GradWatch(Callback):
         max_consecutive_skips: So many steps may be dropped in a row; one more raises ``GradientFault``.
         stop_on: Symptoms that end training after the step, such as ``["non_finite", "exploding"]``.
         every_n_steps: Judge and remember every n-th step of each optimizer; clipping and ``on_nonfinite`` act on all.
+        probe_every_n_steps: After the first steps, probe the signals of every n-th step; None for no probe at all, and
+            then nothing is said about depth and time.
         per_layer_scalars: Whether each layer's norm is logged as ``gradwatch/norm/LAYER``.
         heatmap: Whether the layer x step picture is drawn.
 
@@ -118,6 +121,7 @@ class GradWatch(Callback):
         max_consecutive_skips: int = 10,
         stop_on: Sequence[str] = (),
         every_n_steps: int = 1,
+        probe_every_n_steps: int | None = 50,
         per_layer_scalars: bool = False,
         heatmap: bool = True,
     ) -> None:
@@ -135,6 +139,7 @@ class GradWatch(Callback):
             max_consecutive_skips=max_consecutive_skips,
             stop_on=stop_on,
             every_n_steps=every_n_steps,
+            probe_every_n_steps=probe_every_n_steps,
             per_layer_scalars=per_layer_scalars,
             heatmap=heatmap,
         )
@@ -150,6 +155,11 @@ class GradWatch(Callback):
     def history(self) -> GradientHistory:
         """Everything that was measured: a row a reading, a column a layer."""
         return self.core.history
+
+    @property
+    def probes(self) -> list[SignalSnapshot]:
+        """What the signal probe has seen, oldest first; of a long run older ones are thinned."""
+        return list(self.core.probes)
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -253,6 +263,7 @@ class GradWatch(Callback):
             clips_elsewhere=_clips(trainer, pl_module),
             anywhere=None if trainer.world_size == 1 else partial(trainer.strategy.reduce_boolean_decision, all=False),
             note=_FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",
+            optimizers=trainer.optimizers,
         )
         # An optimizer that only meets Lightning's protocol need not have torch's hooks.
         for optimizer in trainer.optimizers:
@@ -289,6 +300,11 @@ class GradWatch(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Hand over the loss before backward."""
         self.core.before_backward(loss)
+
+    @harmless
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the core that the backward pass is over."""
+        self.core.after_backward()
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Tell the core that gradients without a step are gone."""

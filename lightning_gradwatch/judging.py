@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lightning_gradwatch.detect.depth import depth_profile
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations
 from lightning_gradwatch.detect.onset import Changes, OnsetTracker
+from lightning_gradwatch.detect.profile import depth_profile
 from lightning_gradwatch.detect.rules import heard
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.reader import Reader
-from lightning_gradwatch.measure.snapshot import GradientSnapshot, IntArray, OptimizerDescription
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, IntArray, OptimizerDescription, SignalSnapshot
 from lightning_gradwatch.remedy.advice import Advice, advise
 from lightning_gradwatch.settings import Settings
 
@@ -22,6 +22,19 @@ from lightning_gradwatch.settings import Settings
 _VERDICT_AFTER = 5
 # A profile this steep is on its way to a diagnosis: too early to call it healthy (ours; see DepthRule.suspect).
 _STEEP = 2.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """That the first readings are healthy.
+
+    Attributes:
+        factor: What the gradient is multiplied by when it goes one layer back; None where no probe tells.
+        update_ratio: How far a step moves the middle one of the layers; None where no probe tells.
+    """
+
+    factor: float | None = None
+    update_ratio: float | None = None
 
 
 class Judge:
@@ -43,13 +56,19 @@ class Judge:
         self._restored = False
 
     def judge(
-        self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
+        self,
+        snapshot: GradientSnapshot,
+        history: GradientHistory,
+        probes: Sequence[SignalSnapshot],
+        reader: Reader,
+        optimizer: OptimizerDescription,
     ) -> Changes:
         """Judge the newest reading of an optimizer.
 
         Args:
             snapshot: The reading, already in the history.
             history: All readings.
+            probes: What the signal probe saw in steps of this optimizer, the newest last.
             reader: Knows the layers.
             optimizer: What is known of the optimizer.
 
@@ -59,7 +78,7 @@ class Judge:
         if self._restored:
             self._advise_again(reader, snapshot)
         seen = self._count(snapshot)
-        observations = self._observe(snapshot, history, reader, optimizer)
+        observations = self._observe(snapshot, history, probes, reader, optimizer)
         findings = heard(self._ask(observations), self._settings.ignore)
         if not findings and not self.tracker.suspicious:
             return Changes()
@@ -70,28 +89,42 @@ class Judge:
         )
 
     def healthy(
-        self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
-    ) -> tuple[bool, float | None]:
+        self,
+        snapshot: GradientSnapshot,
+        history: GradientHistory,
+        probes: Sequence[SignalSnapshot],
+        reader: Reader,
+        optimizer: OptimizerDescription,
+    ) -> Verdict | None:
         """Tell, once for each optimizer, that its first readings are healthy.
 
         Returns:
-            Whether it is to be told now, and the factor from layer to layer where it is known.
+            What is to be told now; None where nothing is.
         """
         number = snapshot.optimizer
         if number in self._cleared or int(self._count_of(snapshot).max(initial=0)) < _VERDICT_AFTER:
-            return False, None
+            return None
         norms = snapshot.norms[snapshot.present]
         fine = norms.size > 0 and bool((np.isfinite(norms) & (norms > 0)).all())
         if self.tracker.suspicious or not fine or any(d.optimizer == number for d in self.tracker.diagnoses):
-            return False, None
-        profile = depth_profile(self._observe(snapshot, history, reader, optimizer))
+            return None
+        if not probes:
+            self._cleared.add(number)
+            return Verdict()
+        profile = depth_profile(self._observe(snapshot, history, probes, reader, optimizer), probes[-1])
         if profile is not None and abs(profile.attenuation) > _STEEP:
-            return False, None
+            return None
         self._cleared.add(number)
-        return True, None if profile is None else profile.factor
+        moved = probes[-1].update_ratio[np.isfinite(probes[-1].update_ratio)]
+        return Verdict(profile.factor if profile else None, float(np.median(moved)) if moved.size else None)
 
     def _observe(
-        self, snapshot: GradientSnapshot, history: GradientHistory, reader: Reader, optimizer: OptimizerDescription
+        self,
+        snapshot: GradientSnapshot,
+        history: GradientHistory,
+        probes: Sequence[SignalSnapshot],
+        reader: Reader,
+        optimizer: OptimizerDescription,
     ) -> Observations:
         return Observations(
             step=snapshot.step,
@@ -101,6 +134,7 @@ class Judge:
             order=np.array(history.order, dtype=np.int64),
             gradients=history.readings(snapshot.optimizer),
             loss=history.losses_of(snapshot.optimizer),
+            signals=probes,
         )
 
     def _ask(self, observations: Observations) -> list[Diagnosis]:

@@ -15,6 +15,7 @@ from lightning_gradwatch.detect.onset import Changes
 from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.reader import Reader
+from lightning_gradwatch.measure.signal_history import SignalHistory, widened_signals
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, widened
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.log import healthy_text
@@ -35,6 +36,7 @@ class Record:
 
     def __init__(self, settings: Settings, teller: Teller) -> None:
         self.history = GradientHistory()
+        self.probes = SignalHistory()
         # Readings with a gradient in them; thinning takes rows from the history, not from this number.
         self.num_readings = 0
         self.norms: dict[int, float] = {}
@@ -78,6 +80,7 @@ class Record:
 
     def _forget(self, names: Sequence[str]) -> None:
         self.history, self._judge = GradientHistory(names), Judge(self._settings, self._teller.warn)
+        self.probes = SignalHistory()
         self.num_readings = 0
 
     def expects(self, number: int, due_before: int) -> None:
@@ -104,18 +107,25 @@ class Record:
         if not pending.wanted and snapshot.finite:
             return
         self._remember(snapshot, reader, agreement)
+        if pending.probe is not None and not overflow:
+            self.probes.append(widened_signals(pending.probe.snapshot(), self.history.layers))
         self.num_readings += bool(snapshot.present.any()) and not overflow
-        changes = Changes() if overflow else self._judge.judge(snapshot, self.history, reader, pending.optimizer)
+        number = snapshot.optimizer
+        changes = (
+            Changes()
+            if overflow
+            else self._judge.judge(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
+        )
         self._onsets += changes.onsets
         report = self._report(snapshot, changes, pending, skipped_steps)
         self.sinks.write(report)
         self._answered[snapshot.optimizer] = (pending.due, pending.log_step if report.due else -1)
         if overflow:
             return
-        healthy, factor = self._judge.healthy(snapshot, self.history, reader, pending.optimizer)
-        if healthy:
+        verdict = self._judge.healthy(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
+        if verdict is not None:
             names = [about.name for about in reader.descriptions if about.trainable]
-            self._teller.say(healthy_text(report, names, factor))
+            self._teller.say(healthy_text(report, names, verdict.factor, verdict.update_ratio))
 
     def take_onsets(self) -> tuple[Diagnosis, ...]:
         """Return the faults that began and were told since the last call."""
@@ -125,6 +135,7 @@ class Record:
     def _remember(self, snapshot: GradientSnapshot, reader: Reader, agreement: Agreement | None) -> None:
         if len(reader.layers) > len(self.history.layers):
             self.history.add_layers([layer.name for layer in reader.layers[len(self.history.layers) :]])
+            self.probes.widen(self.history.layers)
         self.history.order = reader.order
         if agreement is not None:
             # Every process judges by the mean of all losses, once it is known.
@@ -154,7 +165,12 @@ class Record:
             name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
             for name, value in self.history.state_dict().items()
         }
-        return {"history": history, "judge": self._judge.state_dict(), "num_readings": self.num_readings}
+        return {
+            "history": history,
+            "probes": self.probes.state_dict(),
+            "judge": self._judge.state_dict(),
+            "num_readings": self.num_readings,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         """Take back what was remembered, or nothing of it where an error is raised.
@@ -166,6 +182,7 @@ class Record:
         self._forget(names)
         try:
             self.history.load_state_dict(state["history"])
+            self.probes.load_state_dict(state["probes"], names)
             self._judge.load_state_dict(state["judge"], state["history"]["layers"], names)
             self.num_readings = state["num_readings"]
         except BaseException:

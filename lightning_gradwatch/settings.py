@@ -38,6 +38,7 @@ class Settings:
     max_consecutive_skips: int = 10
     stop_on: Sequence[str] = ()
     every_n_steps: int = 1
+    probe_every_n_steps: int | None = 50
     per_layer_scalars: bool = False
     heatmap: bool = True
 
@@ -48,6 +49,8 @@ class Settings:
         )
         for name, least in (("patience", 1), ("warmup_steps", 0), ("max_consecutive_skips", 1), ("every_n_steps", 1)):
             _check_integer(name, getattr(self, name), least)
+        if self.probe_every_n_steps is not None:
+            _check_integer("probe_every_n_steps", self.probe_every_n_steps, 1)
         if self.on_nonfinite not in ("warn", "skip", "raise"):
             raise ValueError(f'`on_nonfinite` must be "warn", "skip" or "raise". Got {self.on_nonfinite!r}')
         for name in ("rules", "ignore", "stop_on", "sinks"):

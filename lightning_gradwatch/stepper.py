@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.reader import Reader
 from lightning_gradwatch.measure.reading import Reading
@@ -61,11 +59,7 @@ class Stepper:
             The reading, its transfer started unless someone else has yet to clip.
         """
         self._measured_before = self.reader.num_measured
-        scale = None
-        if about.scaler is not None:
-            # The factor without a wait for the device, as ``get_scale()`` would be.
-            scale = about.scaler.scale(torch.ones((), device=_device_of(about.optimizer)))
-        reading = self.reader.read(about.number, about.optimizer, about.step, loss, scale, about.unscales)
+        reading = self.reader.read(about.number, about.optimizer, about.step, loss, about.scale(), about.unscales)
         self._clip_(reading)
         if not self._looks_again(about):
             reading.release()
@@ -160,8 +154,3 @@ class Stepper:
         if self._poisoned.handle_(about.optimizer):
             return self._poisoned.reason(snapshot, [layer.name for layer in self.reader.layers])
         return ""
-
-
-def _device_of(optimizer: Optimizer) -> torch.device:
-    devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
-    return next(devices, torch.device("cpu"))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch.measure.probing import ProbeReading
 from lightning_gradwatch.measure.reading import Reading
 from lightning_gradwatch.measure.snapshot import OptimizerDescription
 
@@ -49,6 +51,14 @@ class OptimizerStep:
         """Whether a loss scaler is at work."""
         return self.scaler is not None
 
+    def scale(self) -> Tensor | None:
+        """Return what the loss scaler multiplies the loss by, without a wait for the device as in ``get_scale()``."""
+        if self.scaler is None:
+            return None
+        devices = (parameter.device for group in self.optimizer.param_groups for parameter in group["params"])
+        factor: Tensor = self.scaler.scale(torch.ones((), device=next(devices, torch.device("cpu"))))
+        return factor
+
 
 @dataclass
 class PendingStep:
@@ -65,6 +75,7 @@ class PendingStep:
         log_step: Where it belongs on the loggers' axis.
         due: How many times the logging interval has asked for values by then.
         stepped: Whether the optimizer has really stepped.
+        probe: What the signal probe recorded of the step, None without one.
     """
 
     step: int
@@ -76,6 +87,7 @@ class PendingStep:
     log_step: int
     due: int
     stepped: bool = False
+    probe: ProbeReading | None = None
 
 
 class Steps:
@@ -140,6 +152,10 @@ class Steps:
         """
         numbers = [n for n, pending in self.pending.items() if until is None or pending.step <= until]
         return sorted(numbers, key=lambda n: self.pending[n].step)
+
+    def next_wanted(self, number: int) -> bool:
+        """Tell whether the next step of an optimizer is one to judge and remember."""
+        return self._counts.get(number, 0) % self._every_n_steps == 0
 
     def wanted(self, number: int) -> bool:
         """Tell whether the newest step of an optimizer is one to judge and remember."""

@@ -22,22 +22,31 @@ from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.losses import LossWindow
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.layers import KnownLayer
+from lightning_gradwatch.measure.left_out import find_left_out
+from lightning_gradwatch.measure.probing import ProbeReading
 from lightning_gradwatch.measure.reader import Reader, describe_optimizer
 from lightning_gradwatch.measure.reading import Reading
+from lightning_gradwatch.measure.signal_history import SignalHistory
 from lightning_gradwatch.poisoned import PoisonedSteps
+from lightning_gradwatch.prober import Prober
 from lightning_gradwatch.record import Record
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.health import assert_healthy
 from lightning_gradwatch.report.log import closing_text, start_text
 from lightning_gradwatch.report.picture import PictureSink
 from lightning_gradwatch.report.sink import Sink, SinkRow
+from lightning_gradwatch.report.start import left_out_lines
 from lightning_gradwatch.report.teller import Teller
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.stepper import Stepper
 from lightning_gradwatch.steps import LossScaler, OptimizerStep, PendingStep, Steps
 
 # Raised when what a checkpoint remembers changes its form.
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_WITHOUT_PROBE = (
+    "parameter gradients (not finite, zero, spikes, your thresholds) and steps that overwrite weights; nothing is "
+    "said about depth and time"
+)
 
 
 class Watch:
@@ -58,6 +67,7 @@ class Watch:
         self._poisoned = PoisonedSteps(settings.on_nonfinite, settings.max_consecutive_skips)
         self._steps = Steps(settings.every_n_steps)
         self._losses = LossWindow()
+        self._prober = Prober(settings.probe_every_n_steps)
         self._stepper: Stepper | None = None
         # The columns of the fit before; they keep no model alive.
         self._known: tuple[KnownLayer, ...] = ()
@@ -69,10 +79,16 @@ class Watch:
         # How often the logging interval has asked for values, by now and before this batch.
         self._due = 0
         self._due_before = 0
+        self._told_off = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: open steps and the model."""
-        return self.__dict__ | {"_stepper": None, "_steps": self._steps.closed(), "_losses": LossWindow()}
+        return self.__dict__ | {
+            "_stepper": None,
+            "_steps": self._steps.closed(),
+            "_losses": LossWindow(),
+            "_prober": self._prober.closed(),
+        }
 
     @property
     def core(self) -> Watch:
@@ -108,6 +124,11 @@ class Watch:
     def history(self) -> GradientHistory:
         """Everything that was measured."""
         return self._record.history
+
+    @property
+    def probes(self) -> SignalHistory:
+        """What the signal probe has seen."""
+        return self._record.probes
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -152,6 +173,7 @@ class Watch:
         clips_elsewhere: bool = False,
         anywhere: Callable[[bool], bool] | None = None,
         note: str = "",
+        optimizers: Sequence[Optimizer] = (),
     ) -> None:
         """Begin to watch.
 
@@ -164,6 +186,7 @@ class Watch:
             clips_elsewhere: Whether someone else clips between ``before_step`` and ``after_step``.
             anywhere: Tells whether something is true in any of several processes; None in one process alone.
             note: What else the person should know from the start.
+            optimizers: The optimizers where they are known already, to tell what none of them holds.
         """
         with self.guarded():
             self._teller.speaks = tells
@@ -178,6 +201,8 @@ class Watch:
             )
             self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
             self._begin(self._stepper.reader, make_sinks if tells else tuple, several=num_optimizers > 1)
+            if tells and self.disabled_reason is None:
+                self._tell_left_out(self._stepper.reader, optimizers)
         if note:
             self._teller.say(f"GradWatch  {note}")
 
@@ -185,6 +210,7 @@ class Watch:
     def _begin(self, reader: Reader, make_sinks: Callable[[], Sequence[Sink]], *, several: bool) -> None:
         self._steps.restart()
         self._losses.take()
+        self._prober.start(reader)
         names = [layer.name for layer in reader.layers]
         if self._record.begin(names, make_sinks(), several=several):
             self._steps = Steps(self.settings.every_n_steps)
@@ -193,18 +219,34 @@ class Watch:
             self._saved = None
         self._teller.say(start_text(reader.descriptions, self._picture))
 
+    def _tell_left_out(self, reader: Reader, optimizers: Sequence[Optimizer]) -> None:
+        for line in left_out_lines(find_left_out(reader.model, reader.layers, optimizers)):
+            self._teller.say(line)
+
     @harmless
     def begin_batch(self, log_step: int, due: bool) -> None:
         """Note where the next readings belong on the loggers' axis, and whether they ask for scalars."""
         self._log_step = log_step
         self._due_before, self._due = self._due, self._due + due
+        if self._stepper is not None:
+            known = self._prober.schedule.known
+            probes = not known or any(self._prober.schedule.wants(n) and self._steps.next_wanted(n) for n in known)
+            self._prober.begin_batch(self._stepper.reader.layers, due=probes)
 
     @harmless
     def before_backward(self, loss: Tensor) -> None:
         """Take the loss before its gradients are computed: its value, and once its graph."""
-        if self._stepper is not None and loss.numel() == 1:
+        if self._stepper is None:
+            return
+        if loss.numel() == 1:
             self._stepper.reader.read_graph(loss)
             self._losses.add(loss)
+        self._prober.before_backward(opaque=self._stepper.reader.topology.opaque)
+
+    @harmless
+    def after_backward(self) -> None:
+        """Note that the backward pass is over; another forward pass may follow before the step."""
+        self._prober.after_backward()
 
     def before_zero_grad(self) -> None:
         """Forget the losses so far: their gradients are about to be zeroed, and no step uses them."""
@@ -245,7 +287,7 @@ class Watch:
         reading = self._read(self._stepper, about, loss) if seen else None
         if reading is not None or (about.scaled and not seen):
             with self.guarded():
-                self._open(about, reading)
+                self._open(self._stepper, about, reading)
                 if reading is not None:
                     self._drop(self._stepper, about, reading)
 
@@ -256,8 +298,9 @@ class Watch:
                 return stepper.read(about, loss)
         return stepper.read_unwatched(about, together=self._agreement is not None, failed_now=on)
 
-    def _open(self, about: OptimizerStep, reading: Reading | None) -> None:
+    def _open(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None) -> None:
         self._record.expects(about.number, self._due_before)
+        again = self._steps.pending.get(about.number)
         self._steps.pending[about.number] = PendingStep(
             about.step,
             reading,
@@ -267,7 +310,16 @@ class Watch:
             wanted=self._steps.wanted(about.number),
             log_step=self._log_step,
             due=self._due,
+            # Of several evaluations of a closure (LBFGS) the first one is probed.
+            probe=again.probe if again is not None else self._probe(stepper.reader, about),
         )
+
+    def _probe(self, reader: Reader, about: OptimizerStep) -> ProbeReading | None:
+        if self.disabled_reason is not None:
+            return None
+        reading = self._prober.take(about, reader, wanted=self._steps.wanted(about.number))
+        reader.note_places(self._prober.places)
+        return reading
 
     def _drop(self, stepper: Stepper, about: OptimizerStep, reading: Reading) -> None:
         excused = about.scaled and self._steps.excuses(about.number)
@@ -304,6 +356,9 @@ class Watch:
         if pending.reading is not None and self._stepper is not None:
             with self.guarded():
                 self._stepper.look_again(pending.reading)
+                if pending.probe is not None:
+                    pending.probe.measure_updates()
+                self._prober.after_step()
 
     def end_batch(self, *, wait: bool = False) -> tuple[Diagnosis, ...]:
         """Settle the steps of the batch, those whose numbers are still on their way at the optimizer's next step.
@@ -317,10 +372,22 @@ class Watch:
         return self._end_batch(wait=wait or bool(self.settings.stop_on))
 
     def _end_batch(self, *, wait: bool) -> tuple[Diagnosis, ...]:
+        self._end_probe()
         self._settle_batch(wait=wait)
         if self.disabled_reason is not None:
             self._steps.pending.clear()
         return self._record.take_onsets()
+
+    @harmless
+    def _end_probe(self) -> None:
+        self._prober.end_batch()
+        self._tell_probe()
+
+    def _tell_probe(self) -> None:
+        """Say, once, that there are no probes, and what is left without them."""
+        if self._prober.off and not self._told_off:
+            self._told_off = True
+            self._teller.say(f"GradWatch  no signal probe ({self._prober.off}); what is still judged: {_WITHOUT_PROBE}")
 
     @harmless
     def _settle_batch(self, *, wait: bool) -> None:
@@ -389,6 +456,7 @@ class Watch:
         if self._stepper is not None:
             self._known = tuple(map(KnownLayer.of, self._stepper.reader.layers))
         self._stepper = None
+        self._prober.stop()
         return onsets
 
     def disable(self, reason: str, error: BaseException | None = None) -> None:
@@ -397,6 +465,7 @@ class Watch:
         # Nothing will settle these any more, and they may refer to gradients.
         self._steps.pending.clear()
         self._losses.take()
+        self._prober.stop()
         still = "; `clipper` and `on_nonfinite` go on" if self.settings.acts and self._stepper is not None else ""
         self._teller.warn(f"failed and is switched off, training goes on unwatched{still}: {reason}")
         self._teller.logger.debug("GradWatch  where it failed", exc_info=error)
@@ -462,6 +531,7 @@ class Watch:
             "record": self._record.state_dict(),
             "steps": self._steps.state_dict(),
             "poisoned": self._poisoned.state_dict(),
+            "prober": self._prober.schedule.state_dict(),
             "clipper": clipper() if clipper else None,
         }
 
@@ -481,6 +551,7 @@ class Watch:
         self._record.load_state_dict(state["record"], names)
         self._steps.load_state_dict(**state["steps"])
         self._poisoned.load_state_dict(**state["poisoned"])
+        self._prober.schedule.load_state_dict(state["prober"])
         load = getattr(self.settings.clipper, "load_state_dict", None)
         if load and state["clipper"] is not None:
             load(state["clipper"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import deep_net, healthy_net, module_in, trainer_in
+from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, trainer_in
 from oracle import assert_same, saves_gradients
 from torch import nn
 
@@ -789,3 +789,59 @@ def test_weights_that_grow_between_two_measurements_are_no_explosion(pl, tmp_pat
     module = module_in(pl, net, lambda p: torch.optim.SGD(p, lr=1.0), training_step=training_step)
     trainer_in(pl, tmp_path, watch, max_steps=60).fit(module, batches)
     assert watch.diagnoses == []
+
+
+def test_what_no_optimizer_trains_is_told_at_the_start(lightning, tmp_path, data, caplog):
+    """A layer that was forgotten and blocks in a plain list are one line of INFO each, and no fault."""
+    module = module_in(lightning, optimizer=lambda p: torch.optim.SGD(list(p)[:-2], lr=0.1))
+    module.extra, module.hidden = nn.Linear(2, 2), [nn.Linear(2, 2), nn.Linear(2, 2)]
+    watch = GradWatch()
+    with caplog.at_level(logging.INFO):
+        trainer_in(lightning, tmp_path, watch, max_steps=2).fit(module, data)
+    lines = [r.getMessage() for r in caplog.records if r.name == "lightning_gradwatch"]
+    assert lines[1] == "GradWatch  no optimizer holds extra (6 parameters): it stays as it is until one does"
+    assert lines[2].startswith("GradWatch  self.hidden of Module is a plain list with 2 modules (12 parameters): ")
+    assert watch.diagnoses == []
+
+
+def test_what_is_frozen_until_later_is_not_missed(pl, tmp_path, data, caplog):
+    """BaseFinetuning freezes what it will add to the optimizer; nothing is said of it."""
+    from pytorch_lightning.callbacks import BaseFinetuning
+
+    class Later(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer)
+
+    net = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    module = module_in(pl, net, lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.1))
+    with caplog.at_level(logging.INFO):
+        trainer_in(pl, tmp_path, GradWatch(), Later(), max_epochs=2, max_steps=-1).fit(module, data)
+    assert "no optimizer holds" not in caplog.text
+
+
+def test_two_optimizers_hold_a_gan_together(pl, tmp_path, data, caplog):
+    """Each of them holds a half, and nothing is left out."""
+
+    class Gan(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.generator, self.critic = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.critic(self.generator(batch[0])).mean())
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(half.parameters(), lr=0.01) for half in (self.generator, self.critic)]
+
+    with caplog.at_level(logging.INFO):
+        trainer_in(pl, tmp_path, GradWatch(), max_steps=4).fit(Gan(), data)
+    assert "watching 2 layers" in caplog.text
+    assert "no optimizer holds" not in caplog.text

@@ -37,6 +37,7 @@ trainer:
         max_consecutive_skips: 4
         stop_on: [non_finite, exploding]
         every_n_steps: 2
+        probe_every_n_steps: 25
         per_layer_scalars: true
         heatmap: false
 """
@@ -69,7 +70,8 @@ def test_yaml_sets_every_argument(lightning, tmp_path):
     settings = settings_from(lightning, CONFIG, tmp_path)
     assert settings.vanishing_threshold == 1e-8
     assert settings.exploding_threshold == 1000.0
-    assert (settings.patience, settings.warmup_steps, settings.every_n_steps) == (5, 7, 2)
+    assert (settings.patience, settings.warmup_steps) == (5, 7)
+    assert (settings.every_n_steps, settings.probe_every_n_steps) == (2, 25)
     assert list(settings.rules) == [DepthRule(horizon=200), DeadRule()]
     assert list(settings.ignore) == ["vanishing.depth:net.*"]
     assert [type(sink).__name__ for sink in settings.sinks] == [RecordingSink.__name__]

@@ -396,3 +396,39 @@ def test_a_loss_that_goes_on_changing_is_the_one_of_its_moment():
     watch.before_step(0, torch.optim.SGD(net.parameters(), lr=0.1), 0)
     watch.end_batch()
     assert watch.history.losses.tolist() == [1.0]
+
+
+class Hiding(nn.Module):
+    """A network with two layers in a plain list and one that its optimizer forgets."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = [nn.Linear(8, 8), nn.Linear(8, 8)]
+        self.head, self.extra = nn.Linear(8, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return self.extra(self.head(x))
+
+
+@pytest.mark.parametrize(("known", "tells"), [(True, True), (False, True), (True, False)])
+def test_what_no_optimizer_holds_is_told_at_the_start(caplog, known, tells):
+    """Two lines of INFO after the first one, where the optimizers are known, on the process that tells; no fault."""
+    caplog.set_level("INFO", logger="lightning_gradwatch")
+    net = Hiding()
+    optimizers = [torch.optim.SGD(net.head.parameters(), lr=0.1)] if known else []
+    watch = Watch(Settings())
+    watch.start(net, num_optimizers=1, tells=tells, optimizers=optimizers)
+    told = [(r.levelname, r.getMessage().split(" (")[0]) for r in caplog.records if r.name == "lightning_gradwatch"]
+    assert told[1:] == (
+        [
+            ("INFO", "GradWatch  no optimizer holds extra"),
+            ("INFO", "GradWatch  self.blocks of Hiding is a plain list with 2 modules"),
+        ]
+        if known and tells
+        else []
+    )
+    assert len(told) == (0 if not tells else 3 if known else 1)
+    assert watch.disabled_reason is None
+    assert watch.diagnoses == []

@@ -14,16 +14,19 @@ from lightning_gradwatch.measure.snapshot import BoolArray
 
 @dataclass(frozen=True)
 class DeadRule:
-    """Name the layers whose gradient was exactly zero in each of the last ``num_readings`` readings.
+    """Name the layers whose gradient is exactly zero, reading after reading.
 
-    A zero is not a small number: no loss scale and no optimizer makes up for it. A LoRA pair starts with one zero
-    gradient and a residual branch with a zero scale with one or two, so a few readings decide nothing. A loss of
-    exactly zero has nothing left to teach and is no fault. It is a warning where the gradient is cut, so that from some
-    layer back to the input everything is zero, and that is half of the layers or the loss does not fall. Otherwise (an
-    expert that no sample chose, a branch that is multiplied by zero) it is a notice.
+    A zero is not a small number: no loss scale and no optimizer makes up for it. Layers that never had another
+    gradient are named after ``first_readings``, those that had one after ``num_readings`` in a row. A LoRA pair starts
+    with one zero gradient and a residual branch with a zero scale with one or two, so fewer decide nothing; nor do
+    steps with a learning rate of zero, which cannot end such a start. A loss of exactly zero has nothing left to teach
+    and is no fault. It is a warning where the gradient is cut, so that from some layer back to the input everything is
+    zero, and that is half of the layers or the loss does not fall. Otherwise (an expert that no sample chose, a branch
+    that is multiplied by zero) it is a notice.
 
     Attributes:
-        num_readings: How many readings in a row. Ours: zero starts (LoRA, ReZero, Fixup) end within 2 readings.
+        first_readings: How many readings from the first one on. Ours: zero starts (LoRA, ReZero, Fixup) end within 2.
+        num_readings: How many readings in a row later. Ours.
         horizon: How many readings it takes to tell that the loss does not fall; as in ``DepthRule``.
 
     Example:
@@ -31,50 +34,103 @@ class DeadRule:
         10
     """
 
+    first_readings: int = 3
     num_readings: int = 10
     horizon: int = 100
 
     def __post_init__(self) -> None:
         """Refuse a number of readings that is no number."""
-        if self.num_readings < 1:
-            raise ValueError(f"`num_readings` must be a positive integer. Got {self.num_readings!r}")
+        for name in ("first_readings", "num_readings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Got {getattr(self, name)!r}")
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield one diagnosis for all dead layers, in forward order."""
-        readings = observations.gradients
-        # Where several processes train, the newest losses are not known yet: nothing is dead before they are.
-        known = np.flatnonzero(~np.isnan(readings.losses))
-        newest = int(known[-1]) if known.size else len(readings) - 1
-        if newest + 1 < self.num_readings or (known.size and readings.losses[newest] == 0):
-            return
-        recent = slice(newest + 1 - self.num_readings, None)
-        present = readings.present[recent]
-        dead: BoolArray = np.logical_and.reduce(present & (readings.norms[recent] == 0), axis=0)
-        filled = np.array([layer.num_parameters > 0 for layer in observations.layers])
-        dead &= filled
+        dead, ever = self._dead(observations)
         if not dead.any():
             return
-        ever_present: BoolArray = np.logical_or.reduce(present, axis=0) & filled
+        readings = observations.gradients
+        filled = np.array([layer.num_parameters > 0 for layer in observations.layers])
+        ever_present: BoolArray = np.logical_or.reduce(readings.present[-self.num_readings :], axis=0) & filled
         living = observations.order[ever_present[observations.order]]
         layers = living[dead[living]]
         cut = bool(dead[living[: len(layers)]].all())
-        ever = bool((readings.norms[:, layers] > 0).any())
         everywhere = len(layers) == len(living)
         harms = 2 * len(layers) >= len(living) or outcome_of(observations, self.horizon) is False
+        off, last = _dead_units(observations), observations.layers[living[-1]]
+        one_unit = last.name if everywhere and not off and last.num_biases == 1 else ""
         yield Diagnosis(
             rule="dead",
             symptom=Symptom.DEAD,
             severity="warning" if cut and harms else "notice",
             optimizer=observations.optimizer,
-            layers=observations.names(layers),
+            layers=observations.names(layers[::-1] if cut else layers),
             step=observations.step,
             message=_message(everywhere, cut),
-            measured=f"exactly 0 in the last {self.num_readings} readings in {len(layers)} of {len(living)} layers; "
-            + ("it was not 0 before" if ever else "it was never anything else"),
-            cause="units that are off for every sample (dead ReLU), a detached graph, or an output that the loss "
-            "cannot move, such as a softmax over one unit",
-            evidence={"num_readings": self.num_readings, "everywhere": everywhere, "ever_alive": ever},
+            measured=f"exactly 0 in {len(layers)} of {len(living)} layers, reading after reading; "
+            + ("it was not 0 before" if ever[layers].any() else "it was never anything else")
+            + (f"; all units behind {off} are 0 for every sample" if off else ""),
+            cause=_cause(off, one_unit, beyond=everywhere and bool(observations.signals)),
+            evidence={
+                "everywhere": everywhere,
+                "ever_alive": bool(ever[layers].any()),
+                "dead_units": off,
+                "one_unit": one_unit,
+            },
         )
+
+    def _dead(self, observations: Observations) -> tuple[BoolArray, BoolArray]:
+        """Return which layers are dead, and which of all layers ever had a gradient that was not zero."""
+        readings = observations.gradients
+        nothing = np.zeros(len(observations.layers), dtype=np.bool_)
+        # Most readings end here; all that follows looks at every reading that is kept.
+        if not (readings.present[-1] & (readings.norms[-1] == 0)).any():
+            return nothing, nothing
+        ever: BoolArray = np.logical_or.reduce(readings.norms > 0, axis=0)
+        ever |= np.logical_and.reduce(np.isnan(readings.norms), axis=0)
+        # Where several processes train, the newest losses are not known yet: nothing is dead before they are.
+        known = np.flatnonzero(~np.isnan(readings.losses))
+        newest = int(known[-1]) if known.size else len(readings) - 1
+        if newest + 1 < self.first_readings or (known.size and readings.losses[newest] == 0):
+            return nothing, ever
+        filled = np.array([layer.num_parameters > 0 for layer in observations.layers])
+        # A step with a learning rate of zero leaves everything as it was, and a loss of zero asks for nothing.
+        zero = readings.present & (readings.norms == 0) & (readings.learning_rates != 0)
+        zero &= (readings.losses != 0)[:, None]
+        first: BoolArray = ~ever & (zero.sum(axis=0) >= self.first_readings) & readings.present[-1]
+        later = zero[newest + 1 - self.num_readings :].all(axis=0) & (newest + 1 >= self.num_readings)
+        return (first | later) & filled, ever
+
+
+def _dead_units(observations: Observations) -> str:
+    """Return the layer whose units are all off for every sample, empty where none is."""
+    probe = observations.signals[-1] if observations.signals else None
+    if probe is None:
+        return ""
+    judged = [int(column) for column in probe.order if not np.isnan(probe.dead[column])]
+    off = [probe.dead[column] == 1 for column in judged]
+    if not any(off):
+        return ""
+    # What lies behind a layer that is off may be off as well, or live on its biases: of the last row of such layers
+    # the first one is the culprit.
+    first = len(off) - 1 - off[::-1].index(True)
+    while first and off[first - 1]:
+        first -= 1
+    return observations.layers[judged[first]].name
+
+
+def _cause(off: str, one_unit: str, *, beyond: bool) -> str:
+    """Say what makes exact zeros, from what the probe saw and how the last layer is made."""
+    if off:
+        return "dead ReLU: units that are off for every sample pass nothing back"
+    if one_unit:
+        return f"the last layer, {one_unit}, has one unit: a softmax over one unit is 1 whatever the weights"
+    if beyond:
+        return "an operation whose slope is 0 (round, sign, a comparison), or an output that the loss cannot move"
+    return (
+        "units that are off for every sample (dead ReLU), a detached graph, or an output that the loss cannot move, "
+        "such as a softmax over one unit"
+    )
 
 
 def _message(everywhere: bool, cut: bool) -> str:

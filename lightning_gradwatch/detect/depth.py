@@ -9,120 +9,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Severity, Symptom
-from lightning_gradwatch.detect.progress import (
-    PLAIN_OPTIMIZERS,
-    RESCALING_OPTIMIZERS,
-    outcome_of,
-    relative_updates,
-)
+from lightning_gradwatch.detect.profile import MIN_LAYERS, DepthProfile, depth_profile, levels_of, may_be_steep
+from lightning_gradwatch.detect.progress import RESCALING_OPTIMIZERS, outcome_of, steady_rate
 from lightning_gradwatch.measure.history import WINDOW
-from lightning_gradwatch.measure.snapshot import FloatArray, IntArray
+from lightning_gradwatch.measure.snapshot import IntArray
 
-# Fewer layers have no depth; AUTOTRAINER's shallowest vanishing network has more.
-_MIN_LAYERS = 4
-# Pairs of layers grow with the square of their number: above 32 they are taken as 32 groups of neighbors.
-_MAX_POINTS = 32
-
-
-@dataclass(frozen=True, eq=False)
-class DepthProfile:
-    """How the gradient that reaches a layer depends on the layer's depth.
-
-    ``log10(level) = intercept + slope * depth``, where ``level`` is the root mean square of the gradient of a layer's
-    bias: the batch sum of *delta*, the gradient with respect to the layer's output. The weights' gradient is delta
-    times the layer's input and stays flat when both shrink together.
-
-    Attributes:
-        layers: Indices of the layers that have a level, in forward order, ``[n]``.
-        levels: Their levels, ``[n]``.
-        attenuation: ``slope * (n - 1)``, the orders of magnitude lost from the last layer to the first (negative:
-            gained), with the robust slope of Theil and Sen.
-        r2: Share of the variance of ``log10(level)`` that a straight line explains.
-
-    References:
-        Theil, A rank-invariant method of linear and polynomial regression analysis, 1950; Sen, Estimates of the
-        regression coefficient based on Kendall's tau, 1968.
-    """
-
-    layers: IntArray
-    levels: FloatArray
-    attenuation: float
-    r2: float
-
-    @property
-    def factor(self) -> float:
-        """What the gradient is multiplied by when it goes one layer back."""
-        return float(10.0 ** (-self.attenuation / max(len(self.layers) - 1, 1)))
-
-
-def depth_profile(observations: Observations) -> DepthProfile | None:
-    """Fit the depth profile of the newest reading.
-
-    Biases that feed a batch normalization are left out: the normalization subtracts the batch mean, their gradient
-    cancels to rounding noise. Exact zeros are dead, not small, and are left out as well.
-
-    Args:
-        observations: Readings of one optimizer.
-
-    Returns:
-        The profile, or None with fewer than four layers that have a bias gradient.
-    """
-    layers, levels = bias_levels(observations)
-    if len(layers) < _MIN_LAYERS:
-        return None
-    logs = np.log10(levels)
-    attenuation = _theil_sen(logs) * (len(logs) - 1)
-    correlation = np.corrcoef(np.arange(len(logs)), logs)[0, 1] if np.ptp(logs) > 0 else 1.0
-    return DepthProfile(layers, levels, float(attenuation), float(correlation**2))
-
-
-def bias_levels(observations: Observations) -> tuple[IntArray, FloatArray]:
-    """Return the layers that have a level in the newest reading, in forward order, and their levels; see above."""
-    norms = observations.gradients.bias_norms[-1]
-    usable = observations.bias_sizes > 0
-    usable &= np.isfinite(norms) & (norms > 0)
-    layers = observations.order[usable[observations.order]]
-    return layers, norms[layers] / np.sqrt(observations.bias_sizes[layers])
-
-
-def _may_be_steep(levels: FloatArray, suspect: float) -> bool:
-    """Rule out, for a few microseconds, most profiles that are not worth a fit.
-
-    The means of the first and the last quarter of a straight line differ by three quarters of its whole fall; half is
-    asked for.
-    """
-    logs, quarter = np.log10(levels), max(1, len(levels) // 4)
-    return bool(abs(logs[-quarter:].mean() - logs[:quarter].mean()) > suspect / 2)
-
-
-def _theil_sen(logs: FloatArray) -> float:
-    """Return the median slope over all pairs of points, groups of neighbors being one point where there are many."""
-    starts = np.linspace(0, len(logs), min(len(logs), _MAX_POINTS), endpoint=False).astype(np.int64)
-    counts = np.diff(starts, append=len(logs))
-    values = np.add.reduceat(logs, starts) / counts
-    places = starts + (counts - 1) / 2
-    first, second = np.triu_indices(len(values), 1)
-    return float(np.median((values[second] - values[first]) / (places[second] - places[first])))
+_NO_ACTIVATIONS = (None, "linear", "output", "gate")
 
 
 @dataclass(frozen=True)
 class DepthRule:
-    """Judge the depth profile of the parameter gradients, and whether the layers learn in spite of it.
+    """Judge the depth profile of a signal probe, and whether the layers learn in spite of it.
 
-    A profile is poor when the gradient loses (vanishing) or gains (exploding) ``notice`` orders of magnitude from the
-    last layer to the first. Whether that is a fault depends on the optimizer and the task: it is a warning when the
-    poor layers are moved by less than ``min_update`` of their weights a step and by less than ``min_share`` of what
-    the best layer is moved, or when the loss has not fallen after ``horizon`` readings; otherwise it is a notice.
-    Between ``suspect`` and ``notice`` only such an outcome speaks.
+    A profile is poor when *delta*, the gradient with respect to a layer's output, loses (vanishing) or gains
+    (exploding) ``notice`` orders of magnitude from the last layer to the first, in two probes in a row. Whether that
+    is a fault depends on the optimizer and the task. It is a warning
+
+    * when the step really moved the poor layers by less than ``min_update`` of their weights, and the best layer
+      either far more (``min_share``) or not at all (``unmoved``);
+    * when the loss has not fallen after ``horizon`` readings, or after ``early_horizon`` where the profile loses, or
+      lost in the first probe, ``severe`` orders of magnitude;
+    * when, with a vanishing profile that lasts, it has fallen by less than ``min_fall`` after ``horizon`` readings;
+    * when an exploding profile, in which the signal explodes on its way forward as well, has been there since the
+      first probe and is still there after ``horizon`` readings.
+
+    Otherwise it is a notice. Between ``suspect`` and ``notice`` only a loss that does not fall speaks. Without a probe
+    nothing is said.
 
     Attributes:
         notice: AUTOTRAINER calls a first/last ratio below 1e-3 vanishing.
         suspect: Ours: sick shallow networks start at 2.6, healthy ones whose loss stays flat end at 2.4.
         min_update: DeepDiagnosis takes a learning rate x gradient / weights below 1e-5 for too small.
         min_share: Ours: healthy networks with a poor profile stay above 2e-3.
+        unmoved: float32 numbers are 6e-8 of themselves apart: smaller steps change nothing.
+        severe: Ours: healthy runs stayed below 2.3 orders of magnitude, sick ones began at 4.8.
+        min_fall: Ours: healthy runs had fallen by half or had a flat profile by then.
         horizon: Ours: networks that Adam saves show it within 100 readings.
-        min_level: Weight gradients below this share of the weights, in every layer and with a learning rate of up to
-            1, change nothing in float32. Amazon SageMaker Debugger's WeightUpdateRatio flags 1e-8.
+        early_horizon: Ours: networks that Adam saves only after a long rest learn too little afterwards.
         min_r2: Share of the variance along depth that the fitted line has to explain; below it, single layers are odd
             and depth is not the reason. Ours: it silences no sick run.
 
@@ -140,126 +63,149 @@ class DepthRule:
     suspect: float = 2.5
     min_update: float = 1e-5
     min_share: float = 1e-3
+    unmoved: float = 1e-7
+    severe: float = 4.0
+    min_fall: float = 0.25
     horizon: int = 100
-    min_level: float = 1e-8
+    early_horizon: int = 60
     min_r2: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse bounds that contradict each other."""
         if not 0 < self.suspect <= self.notice:
             raise ValueError(f"`suspect` must be positive and at most `notice`. Got {self.suspect} and {self.notice}")
-        if not 30 <= self.horizon <= WINDOW:
-            raise ValueError(
-                f"`horizon` must be between 30, or no loss can be judged, and {WINDOW}, the readings that are kept. "
-                f"Got {self.horizon!r}"
-            )
+        for name in ("horizon", "early_horizon"):
+            if not 30 <= getattr(self, name) <= WINDOW:
+                raise ValueError(
+                    f"`{name}` must be between 30, or no loss can be judged, and {WINDOW}, the readings that are "
+                    f"kept. Got {getattr(self, name)!r}"
+                )
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield at most one diagnosis, the layers with the least (or most) gradient first."""
-        layers, levels = bias_levels(observations)
-        if len(layers) < _MIN_LAYERS:
-            yield from self._level(observations)
-            return
-        profile = depth_profile(observations) if _may_be_steep(levels, self.suspect) else None
-        if profile is None or profile.r2 < self.min_r2:
+        profile = self._poor_twice(observations)
+        if profile is None:
             return
         if profile.attenuation >= self.suspect:
             yield from self._vanishing(observations, profile)
         elif profile.attenuation <= -self.notice:
             yield from self._exploding(observations, profile)
 
+    def _poor_twice(self, observations: Observations) -> DepthProfile | None:
+        """Return the newest profile where it and the one before are poor in the same direction."""
+        newest: DepthProfile | None = None
+        if len(observations.signals) < 2:
+            return None
+        for snapshot in observations.signals[:-3:-1]:
+            layers, levels = levels_of(observations, snapshot)
+            if len(layers) < MIN_LAYERS or not may_be_steep(levels, self.suspect):
+                return None
+            profile = depth_profile(observations, snapshot)
+            if profile is None or profile.r2 < self.min_r2 or abs(profile.attenuation) < self.suspect:
+                return None
+            if newest is not None and np.sign(profile.attenuation) != np.sign(newest.attenuation):
+                return None
+            newest = newest or profile
+        return newest
+
     def _vanishing(self, observations: Observations, profile: DepthProfile) -> Iterator[Diagnosis]:
         starved = self._starved(observations, profile)
-        outcome = outcome_of(observations, self.horizon)
+        outcome = self._outcome(observations, profile)
         if starved is not None or outcome is False:
             severity: Severity = "warning"
         elif profile.attenuation >= self.notice:
             severity = "notice"
         else:
             return
-        top = float(np.median(profile.levels[-max(1, len(profile.levels) // 4) :]))
-        sick = np.flatnonzero(profile.levels < 1e-2 * top)
-        sick = sick if sick.size else np.array([int(np.argmin(profile.levels))])
-        sick = sick[np.argsort(profile.levels[sick], kind="stable")]
         yield Diagnosis(
             rule="vanishing.depth",
             symptom=Symptom.VANISHING,
             severity=severity,
             optimizer=observations.optimizer,
-            layers=observations.names(profile.layers[sick]),
+            layers=observations.names(_poorest(profile)),
             step=observations.step,
             message=_vanishing_message(severity, observations.optimizer_description.kind, outcome),
             measured=_measured(observations, profile, starved),
             cause=activations_in_words(observations, profile.layers),
-            evidence={
-                "factor": profile.factor,
-                "r2": profile.r2,
-                "attenuation": profile.attenuation,
-                "first_over_last": float(profile.levels[0] / profile.levels[-1]),
-                "update_ratio": starved,
-                "loss_has_fallen": outcome,
-            },
+            evidence=_evidence(profile) | {"update_ratio": starved, "loss_has_fallen": outcome},
         )
 
     def _starved(self, observations: Observations, profile: DepthProfile) -> float | None:
-        updates = relative_updates(observations)
+        """Return how little the step moved the slowest of the first layers where that is next to nothing."""
         first = profile.layers[: max(1, len(profile.layers) // 2)]
-        # The weights of a layer that has just appeared are not measured yet.
-        if updates is None or np.isnan(updates[first]).all():
+        newest = [snapshot.update_ratio for snapshot in observations.signals[-2:]]
+        if any(np.isnan(updates[first]).all() for updates in newest):
             return None
-        least = float(np.nanmin(updates[first]))
-        most = float(np.nanmax(updates))
-        return least if least < self.min_update and least < self.min_share * most else None
+        least = max(float(np.nanmin(updates[first])) for updates in newest)
+        most = min(float(np.nanmax(updates)) for updates in newest)
+        # A learning rate that warms up moves nothing at first, whatever the gradients.
+        resting = 0 < most < self.unmoved and steady_rate(observations)
+        return least if least < self.min_update and (least < self.min_share * most or resting) else None
+
+    def _outcome(self, observations: Observations, profile: DepthProfile) -> bool | None:
+        """Tell whether training shows in the loss in spite of a vanishing profile."""
+        first = depth_profile(observations, observations.signals[0])
+        severe = max(profile.attenuation, first.attenuation if first else 0.0) >= self.severe
+        fallen = outcome_of(observations, min(self.early_horizon, self.horizon) if severe else self.horizon)
+        if fallen and profile.attenuation >= self.notice:
+            # The profile lasts, so what has fallen so far is all that the last layers could do alone.
+            return outcome_of(observations, self.horizon, by=self.min_fall) is not False
+        return fallen
 
     def _exploding(self, observations: Observations, profile: DepthProfile) -> Iterator[Diagnosis]:
         outcome = outcome_of(observations, self.horizon)
-        # Late in training the last bias has settled and its gradient is small: only the start tells explosion.
-        if outcome is not False and len(observations.loss) > self.horizon // 2:
-            return
-        bottom = float(profile.levels[-1])
-        sick = np.flatnonzero(profile.levels > 1e2 * bottom)
-        sick = sick if sick.size else np.array([int(np.argmax(profile.levels[:-1]))])
-        sick = sick[np.argsort(-profile.levels[sick], kind="stable")]
+        lasts = self._lasts(observations, profile)
         yield Diagnosis(
             rule="exploding.depth",
             symptom=Symptom.EXPLODING,
-            severity="warning" if outcome is False else "notice",
+            severity="warning" if outcome is False or lasts else "notice",
             optimizer=observations.optimizer,
-            layers=observations.names(profile.layers[sick]),
+            layers=observations.names(_richest(profile)),
             step=observations.step,
-            message="the gradient grows on its way back to the first layers"
-            + (", and the loss does not fall" if outcome is False else ""),
+            message=_exploding_message(outcome, lasts),
             measured=_measured(observations, profile, None),
             cause=activations_in_words(observations, profile.layers),
-            evidence={"factor": profile.factor, "r2": profile.r2, "attenuation": profile.attenuation},
+            evidence=_evidence(profile) | {"loss_has_fallen": outcome, "lasts": lasts},
         )
 
-    def _level(self, observations: Observations) -> Iterator[Diagnosis]:
-        """Judge a network without biases: every layer's gradient is nothing beside its weights."""
-        if observations.optimizer_description.kind not in PLAIN_OPTIMIZERS:
-            return
-        readings = observations.gradients
-        present = np.flatnonzero(readings.present[-1] & observations.matrices)
-        ratios = readings.norms[-1][present] / np.maximum(readings.weight_norms[-1][present], 1e-30)
-        rates = np.maximum(readings.learning_rates[-1][present], 1.0)
-        small = np.isfinite(ratios) & (ratios > 0) & (ratios * rates < self.min_level)
-        outcome = outcome_of(observations, self.horizon)
-        if len(present) < _MIN_LAYERS or not small.all() or outcome:
-            return
-        worst = present[np.argsort(ratios, kind="stable")]
-        yield Diagnosis(
-            rule="vanishing.depth",
-            symptom=Symptom.VANISHING,
-            optimizer=observations.optimizer,
-            layers=observations.names(worst),
-            step=observations.step,
-            message="no layer gets a gradient that could move its weights",
-            measured=f"gradient over weights is at most {ratios.max():.2g} in all {len(present)} layers"
-            + (", and the loss does not fall" if outcome is False else "")
-            + " (parameter gradients only)",
-            cause=activations_in_words(observations, worst),
-            evidence={"largest_ratio": float(ratios.max())},
-        )
+    def _lasts(self, observations: Observations, profile: DepthProfile) -> bool:
+        """Tell whether signal and gradient have exploded since the first probe, and still do after the horizon."""
+        first = depth_profile(observations, observations.signals[0])
+        if len(observations.loss) < self.horizon or first is None:
+            return False
+        return all(p.attenuation <= -self.notice and p.growth >= self.notice / 2 for p in (first, profile))
+
+
+def _poorest(profile: DepthProfile) -> IntArray:
+    """Return the layers that get less than 1% of what the last ones get, the poorest first."""
+    top = float(np.median(profile.levels[-max(1, len(profile.levels) // 4) :]))
+    sick = np.flatnonzero(profile.levels < 1e-2 * top)
+    sick = sick if sick.size else np.array([int(np.argmin(profile.levels))])
+    return profile.layers[sick[np.argsort(profile.levels[sick], kind="stable")]]
+
+
+def _richest(profile: DepthProfile) -> IntArray:
+    """Return the layers that get more than 100 times what the last one gets, the richest first."""
+    sick = np.flatnonzero(profile.levels > 1e2 * profile.levels[-1])
+    sick = sick if sick.size else np.array([int(np.argmax(profile.levels[:-1]))])
+    return profile.layers[sick[np.argsort(-profile.levels[sick], kind="stable")]]
+
+
+def _evidence(profile: DepthProfile) -> dict[str, float]:
+    return {
+        "factor": profile.factor,
+        "r2": profile.r2,
+        "attenuation": profile.attenuation,
+        "signal_growth": profile.growth,
+        "first_over_last": float(profile.levels[0] / profile.levels[-1]),
+    }
+
+
+def _exploding_message(outcome: bool | None, lasts: bool) -> str:
+    text = "the gradient grows on its way back to the first layers"
+    if outcome is False:
+        return text + ", and the loss does not fall"
+    return text + (", and training does not mend that" if lasts else "")
 
 
 def _vanishing_message(severity: Severity, optimizer: str, outcome: bool | None) -> str:
@@ -279,9 +225,14 @@ def _measured(observations: Observations, profile: DepthProfile, update: float |
         f"every layer back multiplies the gradient by {profile.factor:.2g} (R2 {profile.r2:.2f}); {names[0]} gets "
         f"{profile.levels[0] / profile.levels[-1]:.1g} of what {names[1]} gets"
     )
+    if abs(profile.growth) >= 1:
+        text += (
+            f"; on the way forward the signal {'grows' if profile.growth > 0 else 'shrinks'} by 1e{profile.growth:+.0f}"
+        )
     if update is not None:
-        text += f"; a step moves the slowest layer by {update:.1g} of its weights"
-    return text + " (parameter gradients only: those of the biases)"
+        far = f"by {update:.1g} of its weights" if update > 0 else "by nothing: it is lost in rounding"
+        text += f"; a step moves the slowest layer {far}"
+    return text
 
 
 def activations_in_words(observations: Observations, layers: Sequence[int] | IntArray) -> str:
@@ -292,12 +243,13 @@ def activations_in_words(observations: Observations, layers: Sequence[int] | Int
         layers: Indices of the layers.
 
     Returns:
-        Such as ``"20 x sigmoid (slope at most 0.25)"``; empty where none is known.
+        Such as ``"20 x sigmoid (slope at most 0.25), model.py:31"``; empty where none is known.
     """
-    names = [observations.layers[layer].activation for layer in layers]
-    counts = Counter(name for name in names if name not in (None, "linear", "output", "gate"))
+    described = [observations.layers[layer] for layer in layers]
+    counts = Counter(about.activation for about in described if about.activation not in _NO_ACTIVATIONS)
     parts = []
     for name, count in counts.most_common(2):
         slope = " (slope at most 0.25)" if name == "sigmoid" else ""
-        parts.append(f"{count} x {name}{slope}")
-    return ", ".join(parts)
+        places = dict.fromkeys(about.where for about in described if about.activation == name and about.where)
+        parts.append(", ".join([f"{count} x {name}{slope}", *list(places)[:2]]))
+    return "; ".join(parts)

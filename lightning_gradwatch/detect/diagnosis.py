@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -12,7 +12,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from lightning_gradwatch.measure.history import Readings
-from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray, LayerDescription, OptimizerDescription
+from lightning_gradwatch.measure.snapshot import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    LayerDescription,
+    OptimizerDescription,
+    SignalSnapshot,
+)
 
 Severity: TypeAlias = Literal["warning", "notice"]
 
@@ -100,7 +107,7 @@ def _plain(value: Any) -> Any:
 class Observations:
     """What a rule may look at: the readings of one optimizer, oldest first, the newest being judged.
 
-    What was not measured is empty: without a signal probe ``signals`` and ``updates`` are.
+    What was not measured is empty: without a signal probe ``signals`` is.
 
     Attributes:
         step: The Trainer's ``global_step`` before the step that is judged.
@@ -111,8 +118,7 @@ class Observations:
         gradients: The newest readings of this optimizer.
         loss: The loss of each of its readings since the start of training, old ones thinned; NaN where it is not
             known, and throughout where several optimizers work against each other.
-        signals: Snapshots of the signal probe.
-        updates: How far the optimizer really moved each layer.
+        signals: What the signal probe saw in steps of this optimizer, the newest last.
     """
 
     step: int
@@ -122,8 +128,18 @@ class Observations:
     order: IntArray
     gradients: Readings
     loss: FloatArray
-    signals: tuple[Any, ...] = ()
-    updates: tuple[Any, ...] = ()
+    signals: Sequence[SignalSnapshot] = ()
+
+    @property
+    def probe(self) -> SignalSnapshot | None:
+        """What the signal probe saw in the very step that is judged, None in a step without a probe."""
+        newest = self.signals[-1] if self.signals else None
+        return newest if newest is not None and newest.step == self.step else None
+
+    @property
+    def updates(self) -> FloatArray:
+        """How far the optimizer really moved each layer in the newest probe, ``[num_layers]``; empty without one."""
+        return self.signals[-1].update_ratio if self.signals else np.empty(0)
 
     @property
     def learning_rate(self) -> FloatArray:
@@ -142,7 +158,7 @@ class Observations:
     @cached_property
     def sizes(self) -> FloatArray:
         """How many parameters each layer has, at least 1, ``[num_layers]``."""
-        return np.array([max(layer.num_parameters, 1) for layer in self.layers], dtype=np.float64)
+        return np.maximum(np.array([layer.num_parameters for layer in self.layers], dtype=np.float64), 1)
 
     @cached_property
     def matrices(self) -> BoolArray:

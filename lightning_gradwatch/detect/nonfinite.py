@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
 from lightning_gradwatch.detect.progress import relative_updates
-from lightning_gradwatch.measure.snapshot import FloatArray
+from lightning_gradwatch.measure.snapshot import FloatArray, IntArray
 
 # A step that moves a layer by more than its own weights leaves nothing of them (ours: healthy runs stay below 1.5,
 # and seldom above 0.5).
@@ -25,8 +25,8 @@ _NEAR_ZERO = 1e-3
 class NonFiniteRule:
     """Name the layers whose newest gradient is not finite.
 
-    Backward runs from the loss to the input, so the sick layer nearest the output is where it began; where the loss
-    itself is not finite, the forward pass had broken before.
+    Backward runs from the loss to the input, so the sick layer nearest the output is where it began. Where the loss
+    itself is not finite, the forward pass had broken before; a signal probe of the same step tells in which layer.
 
     Example:
         >>> NonFiniteRule()
@@ -46,6 +46,9 @@ class NonFiniteRule:
         loss = float(readings.losses[-1])
         values = norms[indices]
         exploded = _overwritten(observations)
+        began, broken = _origin(observations, loss)
+        if broken is not None:
+            indices = np.concatenate([[broken], indices[indices != broken]]) if sick[broken] else indices
         yield Diagnosis(
             rule="non_finite",
             symptom=Symptom.NON_FINITE,
@@ -55,10 +58,10 @@ class NonFiniteRule:
             message="gradients are NaN" if np.isnan(values).any() else "gradients are infinite",
             measured=_counts(values, int(readings.present[-1].sum()))
             + ("; loss NaN or not known" if math.isnan(loss) else f"; loss {loss:.4g}"),
-            cause=exploded
-            or _cause(loss, observations.layers[indices[0]].name, bool(sick[readings.present[-1]].all())),
+            cause=exploded or _cause(observations, began, indices, broken),
             evidence={
                 "loss": loss,
+                "began_in": began,
                 "num_nan": int(np.isnan(values).sum()),
                 "num_inf": int(np.isinf(values).sum()),
                 "exploded_before": bool(exploded),
@@ -88,9 +91,27 @@ def _overwritten(observations: Observations) -> str:
     return ""
 
 
-def _cause(loss: float, culprit: str, everywhere: bool) -> str:
-    if not math.isfinite(loss) and not math.isnan(loss):
+def _origin(observations: Observations, loss: float) -> tuple[str, int | None]:
+    """Tell what was the first thing that was not finite, and the layer whose output it was where a probe saw that."""
+    probe = observations.probe
+    if probe is not None:
+        broken = probe.order[~np.isfinite(probe.signal[probe.order])]
+        if broken.size:
+            return "activation", int(broken[0])
+    if math.isfinite(loss):
+        return "gradient", None
+    # Where the loss is not known, gradients that are all sick tell no more than that.
+    sick = ~np.isfinite(observations.gradients.clipped_norms[-1][observations.gradients.present[-1]])
+    return ("loss", None) if not math.isnan(loss) or bool(sick.all()) else ("gradient", None)
+
+
+def _cause(observations: Observations, began: str, indices: IntArray, broken: int | None) -> str:
+    loss, culprit = float(observations.gradients.losses[-1]), observations.layers[indices[0]].name
+    if broken is not None:
+        name = observations.layers[broken].name
+        return f"it began in the forward pass: the output of {name} was the first that was not finite"
+    if began == "loss" and not math.isnan(loss):
         return "the loss itself is infinite: the forward pass overflowed"
-    if math.isnan(loss) and everywhere:
+    if began == "loss":
         return "the loss is NaN, or not known: look at the batch, and at weights that an earlier step blew up"
     return f"it began in the backward pass at {culprit}, the sick layer nearest the loss"

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 
 # What cannot wait: the next step may already train on NaN.
-_IMMEDIATE = ("non_finite", "exploding.update")
+_IMMEDIATE = ("non_finite", "exploding.update", "spike")
 # A fault that comes and goes is told this often; then only its 10th, 100th, ... onset is.
 _TOLD_ONSETS = 3
 # So many faults of one symptom in different layers are told one by one; then only the 10th, 100th, ... is.
@@ -82,13 +82,17 @@ class OnsetTracker:
         return bool(self._streaks) or bool(self.open())
 
     def _judged(self, rule: str, name: str, present: Mapping[str, int], seen: Sequence[int]) -> bool:
+        if rule == "disconnected":
+            # A layer without any gradient is what this rule speaks of; the others tell how far training is.
+            return max(seen, default=0) > self.warmup_steps
         column = present.get(name)
         return column is not None and (rule == "non_finite" or seen[column] > self.warmup_steps)
 
     def _count(
         self, sick: set[tuple[int, str, str]], optimizer: int, present: Mapping[str, int], seen: Sequence[int]
     ) -> None:
-        for key in [k for k in self._streaks if k[0] == optimizer and k not in sick and k[2] in present]:
+        over = [k for k in self._streaks if k[0] == optimizer and k not in sick]
+        for key in [k for k in over if k[2] in present or k[1] == "disconnected"]:
             del self._streaks[key]
         for key in sick:
             if self._judged(key[1], key[2], present, seen):

@@ -55,7 +55,26 @@ def relative_updates(observations: Observations, back: int = 1) -> FloatArray | 
     return None
 
 
-def loss_has_fallen(losses: FloatArray, horizon: int) -> bool | None:
+def shrunk_by_growth(observations: Observations) -> FloatArray:
+    """Return by how much weights may have grown since they were last measured, as a factor of at most 1.
+
+    ``|w_measured| / (|w_measured| + sum of learning_rate * |g| / (1 - momentum))`` over the readings since then:
+    weights are measured now and then only, and what began near zero grows fast.
+    """
+    readings = observations.gradients
+    weights = readings.weight_norms
+    same = np.logical_and.reduce(np.equal(weights, weights[-1]) | np.isnan(weights), axis=1)
+    changed = np.flatnonzero(~same)
+    since = int(changed[-1]) + 1 if changed.size else 0
+    moved = readings.learning_rates[since:-1] * readings.clipped_norms[since:-1]
+    gain = 1 / max(1 - observations.optimizer_description.momentum, 1e-3)
+    path: FloatArray = np.nansum(np.where(np.isfinite(moved), moved, 0.0), axis=0) * gain
+    measured = np.maximum(weights[-1], np.finfo(np.float64).tiny)
+    shrunk: FloatArray = measured / (measured + path)
+    return shrunk
+
+
+def loss_has_fallen(losses: FloatArray, horizon: int, by: float | None = None) -> bool | None:
     """Tell whether the loss is clearly below where it stood after the first jump.
 
     Fallen is: by 5% of its size, or by six standard errors.
@@ -63,6 +82,7 @@ def loss_has_fallen(losses: FloatArray, horizon: int) -> bool | None:
     Args:
         losses: The loss of each reading since the start of training, old ones perhaps thinned, ``[n]``.
         horizon: How many readings it takes to tell that it has not fallen.
+        by: The share of its size by which it has to have fallen instead.
 
     Returns:
         True or False; None while that is open, or where the loss is not known.
@@ -78,12 +98,14 @@ def loss_has_fallen(losses: FloatArray, horizon: int) -> bool | None:
     early, late = known[_SETTLING : 2 * _SETTLING], known[-_SETTLING:]
     fall = float(np.median(early) - np.median(late))
     error = float(np.sqrt((early.var(ddof=1) + late.var(ddof=1)) / _SETTLING))
-    if fall > _FALL * abs(float(np.median(early))) or fall > _STANDARD_ERRORS * max(error, _TINY):
+    if fall > (_FALL if by is None else by) * abs(float(np.median(early))):
+        return True
+    if by is None and fall > _STANDARD_ERRORS * max(error, _TINY):
         return True
     return False if len(known) >= horizon else None
 
 
-def outcome_of(observations: Observations, horizon: int) -> bool | None:
+def outcome_of(observations: Observations, horizon: int, by: float | None = None) -> bool | None:
     """Tell whether training shows in the loss, as far as that can be asked.
 
     While the learning rate still rises (warm-up), a loss that has not fallen decides nothing.
@@ -91,12 +113,20 @@ def outcome_of(observations: Observations, horizon: int) -> bool | None:
     Args:
         observations: Readings of one optimizer.
         horizon: How many readings it takes to tell that the loss has not fallen.
+        by: As in ``loss_has_fallen``.
 
     Returns:
         True or False; None while that is open.
     """
-    fallen = loss_has_fallen(observations.loss, horizon)
+    fallen = loss_has_fallen(observations.loss, horizon, by)
     rates = observations.gradients.learning_rates[-horizon // 2 :]
     known = rates[:, ~np.isnan(rates).all(axis=0)]
     rises = known.size > 0 and float(np.nanmax(known[-1])) > _RISE * float(np.nanmax(known[0]))
     return None if fallen is False and rises else fallen
+
+
+def steady_rate(observations: Observations) -> bool:
+    """Tell whether the learning rate is what it was: neither warming up nor at the end of a schedule."""
+    rates = observations.gradients.learning_rates
+    known = rates[:, ~np.isnan(rates).all(axis=0)]
+    return known.size == 0 or float(np.nanmax(known[-1])) == float(np.nanmax(known[0]))

@@ -9,17 +9,26 @@ from fnmatch import fnmatchcase
 from lightning_gradwatch.detect.dead import DeadRule
 from lightning_gradwatch.detect.depth import DepthRule
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
+from lightning_gradwatch.detect.disconnected import DisconnectedRule
 from lightning_gradwatch.detect.nonfinite import NonFiniteRule
+from lightning_gradwatch.detect.spike import SpikeRule
+from lightning_gradwatch.detect.stall import StallRule
+from lightning_gradwatch.detect.time import TimeRule
 from lightning_gradwatch.detect.update import UpdateRule
 
 RULE_IDS = (
     "non_finite",
     "vanishing.depth",
+    "vanishing.time",
+    "vanishing.update",
     "vanishing.threshold",
     "exploding.depth",
+    "exploding.time",
     "exploding.update",
     "exploding.threshold",
     "dead",
+    "disconnected",
+    "spike",
 )
 
 
@@ -27,10 +36,20 @@ def default_rules() -> tuple[Rule, ...]:
     """Return the rules that run when none are given; the person's own thresholds come on top.
 
     Example:
-        >>> [type(rule).__name__ for rule in default_rules()]
-        ['NonFiniteRule', 'UpdateRule', 'DepthRule', 'DeadRule']
+        >>> for rule in default_rules():
+        ...     print(type(rule).__name__, end=" ")
+        NonFiniteRule UpdateRule DepthRule TimeRule StallRule DeadRule DisconnectedRule SpikeRule
     """
-    return NonFiniteRule(), UpdateRule(), DepthRule(), DeadRule()
+    return (
+        NonFiniteRule(),
+        UpdateRule(),
+        DepthRule(),
+        TimeRule(),
+        StallRule(),
+        DeadRule(),
+        DisconnectedRule(),
+        SpikeRule(),
+    )
 
 
 def check_ignored(ignore: Sequence[str], own_rules: bool) -> None:

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
-from lightning_gradwatch.detect.progress import PLAIN_OPTIMIZERS, relative_updates
-from lightning_gradwatch.measure.snapshot import FloatArray
+from lightning_gradwatch.detect.progress import (
+    PLAIN_OPTIMIZERS,
+    RESCALING_OPTIMIZERS,
+    relative_updates,
+    shrunk_by_growth,
+)
+from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,14 @@ class UpdateRule:
     zero-initialized branches) have nothing to lose and are left out, as is a model of one layer: linear
     regression may go as far as it likes in a step.
 
+    For every other optimizer the probe's own measurement of the step counts, ``|dW| / |W| > max_measured`` in half of
+    the layers with a weight matrix: a learning rate that is far too high moves all of them.
+
     Attributes:
         max_ratio: Amazon SageMaker Debugger's WeightUpdateRatio flags 10. Ours: 475 healthy runs with SGD and more
             than one layer stayed below 1.5.
+        max_measured: Ours: healthy runs moved no layer by more than 0.4 in a step, a learning rate of 3 under Adam all
+            of them by 10 and more.
         min_weight: Root mean square of weights below which a layer counts as started near zero. Ours.
 
     Example:
@@ -33,26 +43,24 @@ class UpdateRule:
     """
 
     max_ratio: float = 10.0
+    max_measured: float = 2.0
     min_weight: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse a ratio that every step would reach."""
-        if not self.max_ratio > 0:
-            raise ValueError(f"`max_ratio` must be a positive number. Got {self.max_ratio!r}")
+        for name in ("max_ratio", "max_measured"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be a positive number. Got {getattr(self, name)!r}")
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield one diagnosis, the layer that is moved most first."""
-        updates = relative_updates(observations)
-        if updates is None or observations.optimizer_description.kind not in PLAIN_OPTIMIZERS:
+        if observations.optimizer_description.kind in PLAIN_OPTIMIZERS:
+            found = self._by_gradient(observations)
+        else:
+            found = self._by_measurement(observations)
+        if found is None:
             return
-        updates = updates * _grown(observations)
-        high = np.isfinite(updates) & (updates > self.max_ratio)
-        if not high.any() or observations.matrices.sum() < 2:
-            return
-        started = observations.gradients.weight_norms[-1] / np.sqrt(observations.sizes) > self.min_weight
-        sick = np.flatnonzero(high & started & observations.matrices)
-        if not sick.size:
-            return
+        updates, sick = found
         sick = sick[np.argsort(-updates[sick], kind="stable")]
         worst, rate = float(updates[sick[0]]), float(observations.learning_rate[sick[0]])
         yield Diagnosis(
@@ -62,30 +70,40 @@ class UpdateRule:
             layers=observations.names(sick),
             step=observations.step,
             message="this step overwrites weights instead of adjusting them",
-            measured=(
-                f"learning rate {rate:.3g} x gradient is {worst:.3g} times the weights of "
-                f"{observations.layers[sick[0]].name}; usual is about 0.001"
-            ),
+            measured=f"with a learning rate of {rate:.3g} the step moves {observations.layers[sick[0]].name} by "
+            f"{worst:.3g} times its own weights; usual is about 0.001",
             cause="the gradient grew on its way back through the layers or through time, or the learning rate is "
             "too high for it",
-            evidence={"update_ratio": worst, "learning_rate": rate, "max_ratio": self.max_ratio},
+            evidence={
+                "update_ratio": worst,
+                "learning_rate": rate,
+                "max_ratio": self.max_ratio,
+                "rescaled": observations.optimizer_description.kind in RESCALING_OPTIMIZERS,
+            },
         )
 
+    def _by_gradient(self, observations: Observations) -> tuple[FloatArray, IntArray] | None:
+        """Return how far the step goes and which layers it overwrites, from the gradient and the learning rate."""
+        updates = relative_updates(observations)
+        if updates is None or not (updates > self.max_ratio).any() or observations.matrices.sum() < 2:
+            return None
+        updates = updates * shrunk_by_growth(observations)
+        sick = self._judged(observations) & np.isfinite(updates) & (updates > self.max_ratio)
+        return (updates, np.flatnonzero(sick)) if sick.any() else None
 
-def _grown(observations: Observations) -> FloatArray:
-    """Return by how much weights may have grown since they were last measured, as a factor of at most 1.
+    def _by_measurement(self, observations: Observations) -> tuple[FloatArray, IntArray] | None:
+        """Return the same from what the signal probe has measured of this very step."""
+        probe = observations.probe
+        if probe is None or observations.matrices.sum() < 2:
+            return None
+        judged = self._judged(observations) & np.isfinite(probe.update_ratio)
+        sick = judged & (probe.update_ratio > self.max_measured)
+        if not sick.any() or 2 * sick.sum() < judged.sum():
+            return None
+        return probe.update_ratio, np.flatnonzero(sick)
 
-    ``|w_measured| / (|w_measured| + sum of learning_rate * |g| / (1 - momentum))`` over the readings since then:
-    weights are measured now and then only, and what began near zero grows fast.
-    """
-    readings = observations.gradients
-    weights = readings.weight_norms
-    same = np.logical_and.reduce(np.equal(weights, weights[-1]) | np.isnan(weights), axis=1)
-    changed = np.flatnonzero(~same)
-    since = int(changed[-1]) + 1 if changed.size else 0
-    moved = readings.learning_rates[since:-1] * readings.clipped_norms[since:-1]
-    gain = 1 / max(1 - observations.optimizer_description.momentum, 1e-3)
-    path: FloatArray = np.nansum(np.where(np.isfinite(moved), moved, 0.0), axis=0) * gain
-    measured = np.maximum(weights[-1], np.finfo(np.float64).tiny)
-    shrunk: FloatArray = measured / (measured + path)
-    return shrunk
+    def _judged(self, observations: Observations) -> BoolArray:
+        """Return the layers with a weight matrix that did not start near zero."""
+        started = observations.gradients.weight_norms[-1] / np.sqrt(observations.sizes) > self.min_weight
+        judged: BoolArray = started & observations.matrices
+        return judged

@@ -52,11 +52,13 @@ class Topology:
             ``"output"`` where the loss does (an output's sigmoid belongs to the loss, as its softmax does), ``"gate"``
             where a sigmoid or tanh is multiplied with something; unknown ones are left out.
         feed_batch_norm: Indices of the layers whose output goes straight into a batch normalization.
+        opaque: Whether ``torch.compile`` hides a part of the graph.
     """
 
     order: tuple[int, ...] = ()
     activations: Mapping[int, str] = field(default_factory=dict)
     feed_batch_norm: frozenset[int] = frozenset()
+    opaque: bool = False
 
 
 def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NODES) -> Topology:
@@ -94,7 +96,7 @@ def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NO
         if graph.reaches_batch_norm(output):
             feed_batch_norm.add(layer)
     order = sorted(uses, key=lambda layer: min(graph.position[node] for node in uses[layer]))
-    return Topology(tuple(order), activations, frozenset(feed_batch_norm))
+    return Topology(tuple(order), activations, frozenset(feed_batch_norm), graph.opaque)
 
 
 class _Graph:
@@ -106,6 +108,11 @@ class _Graph:
         self.before_layer: set[Any] = set()
         for node in _forward_order(root, max_nodes):
             self.position[node] = len(self.position)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether a part of the graph was compiled into one node."""
+        return any(_name(node).startswith("CompiledFunction") for node in self.position)
 
     def first_uses(self, owners: Mapping[int, int]) -> dict[int, list[Any]]:
         """Find, for each layer, the operation in which each of its parameters is used first."""

@@ -33,6 +33,7 @@ class Readings:
         learning_rates: Learning rates.
         present: Which layers had a gradient.
         losses: ``[n]``.
+        global_norms: Norm of all gradients seen as one vector, before clipping, ``[n]``.
     """
 
     steps: IntArray
@@ -43,6 +44,7 @@ class Readings:
     learning_rates: FloatArray
     present: BoolArray
     losses: FloatArray
+    global_norms: FloatArray
 
     def __len__(self) -> int:
         """Return how many readings there are."""
@@ -81,6 +83,8 @@ class GradientHistory:
         self._steps = np.empty(0, dtype=np.int64)
         self._optimizers = np.empty(0, dtype=np.int64)
         self._losses = np.empty(0)
+        # Adding up thousands of layers over a whole window at each reading would be the dearest part of a rule.
+        self._global_norms = np.empty(0)
         self._first_losses = np.empty(0)
         self._tables = {name: self._empty(name, 0) for name in _PER_LAYER}
 
@@ -141,7 +145,7 @@ class GradientHistory:
     @property
     def capacity(self) -> int:
         """How many rows fit into ``max_bytes``, at least 2."""
-        row = 4 * 8 + len(self.layers) * (8 * (len(_PER_LAYER) - 1) + 1)
+        row = 5 * 8 + len(self.layers) * (8 * (len(_PER_LAYER) - 1) + 1)
         return max(2, self.max_bytes // row)
 
     def append(self, snapshot: GradientSnapshot) -> None:
@@ -156,7 +160,7 @@ class GradientHistory:
             self._resize(min(self.capacity, max(64, 2 * self._rows)))
         row = self._rows
         self._steps[row], self._optimizers[row] = snapshot.step, snapshot.optimizer
-        self._losses[row] = snapshot.loss
+        self._losses[row], self._global_norms[row] = snapshot.loss, snapshot.global_norm
         self._seen.add(snapshot.optimizer)
         if len(self._first_losses) < FIRST_LOSSES:
             self._first_losses = np.append(self._first_losses, snapshot.loss)
@@ -188,7 +192,9 @@ class GradientHistory:
             start = max(0, self._rows - 4 * self.window * len(self._seen))
             rows = start + np.flatnonzero(self.optimizers[start:] == optimizer)[-self.window :]
         tables: dict[str, Any] = {name: self._tables[name][rows] for name in _PER_LAYER}
-        return Readings(steps=self._steps[rows], losses=self._losses[rows], **tables)
+        return Readings(
+            steps=self._steps[rows], losses=self._losses[rows], global_norms=self._global_norms[rows], **tables
+        )
 
     def losses_of(self, optimizer: int) -> FloatArray:
         """Return the losses of one optimizer since the start, as far as they are kept.
@@ -230,6 +236,7 @@ class GradientHistory:
         self._optimizers = np.concatenate([self._optimizers[:kept], np.empty(rows - kept, dtype=np.int64)])
         self._ordinals = np.concatenate([self._ordinals[:kept], np.empty(rows - kept, dtype=np.int64)])
         self._losses = np.concatenate([self._losses[:kept], np.empty(rows - kept)])
+        self._global_norms = np.concatenate([self._global_norms[:kept], np.empty(rows - kept)])
 
     def _thin(self) -> None:
         keep = np.ones(self._rows, dtype=np.bool_)
@@ -246,6 +253,7 @@ class GradientHistory:
         # Into new memory: what a person has taken from the history does not change under their hands.
         self._steps, self._optimizers = _moved(self._steps, rows), _moved(self._optimizers, rows)
         self._losses, self._ordinals = _moved(self._losses, rows), _moved(self._ordinals, rows)
+        self._global_norms = _moved(self._global_norms, rows)
         self._tables = {name: _moved(table, rows) for name, table in self._tables.items()}
         self._rows = len(rows)
 
@@ -262,7 +270,8 @@ class GradientHistory:
         newest = [np.flatnonzero(self.optimizers == number)[-self.window :] for number in self._seen]
         rows = np.sort(np.concatenate(newest)) if newest else np.empty(0, dtype=np.int64)
         tables = {name: self._tables[name][rows] for name in _PER_LAYER}
-        columns = {"steps": self._steps, "optimizers": self._optimizers, "losses": self._losses}
+        counted = {"steps": self._steps, "optimizers": self._optimizers}
+        columns: dict[str, Any] = counted | {"losses": self._losses, "global_norms": self._global_norms}
         plain = {name: column[rows] for name, column in columns.items()}
         counts = [[number, count] for number, count in self._counts.items()]
         names = {"layers": list(self.layers), "order": list(self.order), "counts": counts}
@@ -284,6 +293,7 @@ class GradientHistory:
         self._steps[:] = np.asarray(state["steps"])[-kept:] if kept else 0
         self._optimizers[:] = np.asarray(state["optimizers"])[-kept:] if kept else 0
         self._losses[:] = np.asarray(state["losses"])[-kept:] if kept else 0
+        self._global_norms[:] = np.asarray(state["global_norms"])[-kept:] if kept else 0
         for name in _PER_LAYER:
             if kept and pairs:
                 self._tables[name][:, targets] = np.asarray(state[name])[-kept:][:, sources]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -83,6 +83,7 @@ class Reader:
         self.descriptions = describe_layers(model, self.layers, self.topology)
         self.order = forward_order((), len(self.layers))
         self.num_measured = 0
+        self._places: dict[int, str] = {}
         self._graphs_left = _MAX_GRAPHS
         self._states: dict[int, _OptimizerState] = {}
 
@@ -104,14 +105,29 @@ class Reader:
             order=self.topology.order + tuple(layer for layer in new.order if layer not in seen),
             activations={**new.activations, **self.topology.activations},
             feed_batch_norm=self.topology.feed_batch_norm | new.feed_batch_norm,
+            opaque=self.topology.opaque or new.opaque,
         )
         self._describe()
         seen.update(new.order)
         unseen = any(layer.trainable and number not in seen for number, layer in enumerate(self.layers))
         self._graphs_left = self._graphs_left - 1 if unseen else 0
 
+    def note_places(self, places: Mapping[int, str]) -> None:
+        """Note which line of the person's code calls the activation behind a layer as a function.
+
+        Args:
+            places: Lines such as ``"model.py:31"``, by the layer's index.
+        """
+        if self._places != places:
+            self._places = dict(places)
+            self._describe()
+
     def _describe(self) -> None:
-        self.descriptions = describe_layers(self.model, self.layers, self.topology)
+        described = describe_layers(self.model, self.layers, self.topology)
+        self.descriptions = tuple(
+            replace(about, where=self._places[number]) if number in self._places else about
+            for number, about in enumerate(described)
+        )
         self.order = forward_order(self.topology.order, len(self.layers))
 
     def read(
@@ -156,6 +172,12 @@ class Reader:
         about = _Step(number, step, unscales, state, state.index.layer[measured.members], measured.members, rates)
         sent = {name: part for name, part in extras.items() if part is not None}
         return Reading(measured, sent, state.known_zeros, partial(_arrange, about))
+
+    def columns_of(self, number: int, optimizer: Optimizer) -> IntArray:
+        """Return the indices of the layers that an optimizer holds and that have numbers, ``[num_columns]``."""
+        index = self._state(number, optimizer).index
+        columns: IntArray = np.unique(index.layer[index.filled])
+        return columns
 
     def sharded(self, number: int, optimizer: Optimizer) -> bool:
         """Tell whether an optimizer's parameters are spread over processes, so that all have to measure together."""

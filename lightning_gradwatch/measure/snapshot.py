@@ -29,6 +29,7 @@ class LayerDescription:
         activation: Name of the activation that follows it (``"relu"``); ``"linear"`` where the next layer follows
             directly, ``"output"`` where the loss does, ``"gate"`` where it is multiplied with something; None where it
             is not known.
+        where: The line that calls that activation, where it is called as a function (``"model.py:31"``).
         feeds_batch_norm: Whether a batch normalization follows directly: it subtracts the batch mean, so the
             gradient of this layer's bias cancels to rounding noise and says nothing.
     """
@@ -40,6 +41,7 @@ class LayerDescription:
     has_matrix: bool = True
     trainable: bool = True
     activation: str | None = None
+    where: str = ""
     feeds_batch_norm: bool = False
 
 
@@ -101,6 +103,54 @@ class GradientSnapshot:
     def finite(self) -> bool:
         """Whether every gradient is finite as the optimizer uses it, so after clipping."""
         return bool(np.isfinite(self.clipped_norms[self.present]).all())
+
+
+@dataclass(frozen=True, eq=False)
+class TimeProfile:
+    """The gradient that reaches each time step of a layer that is used step after step.
+
+    Attributes:
+        column: Index of the layer.
+        delta: Root mean square of the gradient with respect to the input of each time step (``nn.RNN``, ``nn.LSTM``,
+            ``nn.GRU``), or to the output of each call of a module that one forward pass calls many times; first step
+            first, ``[num_steps]``.
+        recurrent: Whether the layer is one of torch's recurrent modules.
+    """
+
+    column: int
+    delta: FloatArray
+    recurrent: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class SignalSnapshot:
+    """What a signal probe saw in one step, one value a layer; NaN where nothing was measured.
+
+    Attributes:
+        step: The Trainer's ``global_step`` before the step.
+        optimizer: Number of the optimizer that used the gradients.
+        layers: Names of all layers of the model, ``[num_layers]``.
+        order: Indices of the layers that the forward pass called, in the order of their first call, ``[num_called]``.
+        sizes: How many numbers each layer's output has, of all calls together, ``[num_layers]``.
+        signal: Root mean square of each layer's output, ``[num_layers]``.
+        delta: Root mean square of the gradient with respect to each layer's output, ``[num_layers]``.
+        dead: Share of the units whose activation is zero for every sample of the batch, ``[num_layers]``.
+        saturated: Share of the units whose sigmoid or tanh is flat for every sample of the batch, ``[num_layers]``.
+        update_ratio: ``|dW| / |W|``: how far the optimizer really moved each layer, ``[num_layers]``.
+        time: Profiles along time, one for each layer that is used step after step.
+    """
+
+    step: int
+    optimizer: int
+    layers: tuple[str, ...]
+    order: IntArray
+    sizes: FloatArray
+    signal: FloatArray
+    delta: FloatArray
+    dead: FloatArray
+    saturated: FloatArray
+    update_ratio: FloatArray
+    time: tuple[TimeProfile, ...] = ()
 
 
 def widened(snapshot: GradientSnapshot, num_layers: int) -> GradientSnapshot:

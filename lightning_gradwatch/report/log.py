@@ -16,6 +16,8 @@ from lightning_gradwatch.report.report import Report
 LOGGER_NAME = "lightning_gradwatch"
 _INDENT = "\n  "
 _NAMED_LAYERS = 3
+# Karpathy, CS231n (Stanford, 2016), "Ratio of weights:updates": the ratio should be somewhere around 1e-3.
+_USUAL_UPDATE = 1e-3
 
 
 class TrainingLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -115,7 +117,7 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
     again = f"; onset number {diagnosis.count}" if diagnosis.count > 1 else ""
     head = (
         f"GradWatch  step {diagnosis.step}{where}  {word}: {diagnosis.message} "
-        f"({len(diagnosis.layers)} of {num_present} {_plural('layer', num_present)}: {_named(diagnosis.layers)}{again})"
+        f"({len(diagnosis.layers)} of {num_present} {plural('layer', num_present)}: {named(diagnosis.layers)}{again})"
     )
     remedy = diagnosis.remedies[0] if diagnosis.remedies else None
     rows = {
@@ -128,7 +130,13 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
     return _INDENT.join([head, *(f"{key:<9}  {text}" for key, text in rows.items() if text)])
 
 
-def _named(layers: Sequence[str]) -> str:
+def named(layers: Sequence[str]) -> str:
+    """Name the first layers and count the others.
+
+    Example:
+        >>> named(["net.0", "net.2", "net.4", "net.6", "net.8"])
+        'net.0, net.2, net.4 and 2 more'
+    """
     rest = len(layers) - _NAMED_LAYERS
     shown = ", ".join(name.replace("\n", "\\n") for name in layers[:_NAMED_LAYERS])
     return shown + (f" and {rest} more" if rest > 0 else "")
@@ -138,7 +146,7 @@ def recovery_text(diagnosis: Diagnosis, optimizer_label: str = "") -> str:
     """Say that a fault is over."""
     where = f" [{optimizer_label}]" if optimizer_label else ""
     return (
-        f"GradWatch  step {diagnosis.recovered_at}{where}  recovered: {_word(diagnosis)} in {_named(diagnosis.layers)} "
+        f"GradWatch  step {diagnosis.recovered_at}{where}  recovered: {_word(diagnosis)} in {named(diagnosis.layers)} "
         f"(since step {diagnosis.step})"
     )
 
@@ -164,25 +172,29 @@ def start_text(layers: Sequence[LayerDescription], picture: str) -> str:
     """
     trained = [layer for layer in layers if layer.trainable]
     frozen = len(layers) - len(trained)
-    aside = f" ({frozen} {_plural('layer', frozen)} frozen)" if frozen else ""
+    aside = f" ({frozen} {plural('layer', frozen)} frozen)" if frozen else ""
     size = sum(layer.num_parameters for layer in trained)
     return (
-        f"GradWatch  watching {len(trained)} {_plural('layer', len(trained))}, {size:,} parameters{aside}"
+        f"GradWatch  watching {len(trained)} {plural('layer', len(trained))}, {size:,} parameters{aside}"
         f"; picture: {picture}"
     )
 
 
-def _plural(word: str, count: int) -> str:
+def plural(word: str, count: int) -> str:
+    """Return a word as it follows a count."""
     return word if count == 1 else f"{word}s"
 
 
-def healthy_text(report: Report, trainable: Collection[str], factor: float | None) -> str:
+def healthy_text(
+    report: Report, trainable: Collection[str], factor: float | None = None, update_ratio: float | None = None
+) -> str:
     """Say that gradients reach every layer, and what to look at if the loss still does not fall.
 
     Args:
         report: The reading.
         trainable: Names of the layers that ask for a gradient.
         factor: What the gradient is multiplied by from layer to layer, None where that is not known.
+        update_ratio: How far a step moves the middle one of the layers, None without a signal probe.
 
     Returns:
         One line.
@@ -194,15 +206,31 @@ def healthy_text(report: Report, trainable: Collection[str], factor: float | Non
     missed = [name for name in missed if name in trainable]
     number = int(snapshot.present.sum())
     reached = (
-        f"{number} of {number + len(missed)} layers, but not {_named(missed)}" if missed else f"all {number} layers"
+        f"{number} of {number + len(missed)} layers, but not {named(missed)}"
+        if missed
+        else f"all {number} layers"
+        if number > 1
+        else "the only layer"
     )
+    least, most = f"{np.min(positive):.2g}", f"{np.max(positive):.2g}"
+    norms = f"norm {least}" if least == most else f"norms {least} to {most}"
     steady = f", x{factor:.2f} a layer back" if factor is not None else ""
+    moved = (
+        "; parameter gradients only" if update_ratio is None else f"; a step moves weights by {100 * update_ratio:.1g}%"
+    )
     where = f" [{report.optimizer_label}]" if report.optimizer_label else ""
     return (
-        f"GradWatch  step {snapshot.step}{where}  gradients reach {reached} (norms {np.min(positive):.2g} to "
-        f"{np.max(positive):.2g}{steady}; parameter gradients only). If the loss does not fall, look at data, labels, "
-        "loss, learning rate"
+        f"GradWatch  step {snapshot.step}{where}  gradients reach {reached} ({norms}{steady}{moved}). "
+        f"If the loss does not fall, look at {_suspects(update_ratio)}"
     )
+
+
+def _suspects(update_ratio: float | None) -> str:
+    """Say what else keeps a loss from falling, the likeliest first."""
+    if update_ratio is None or _USUAL_UPDATE / 10 <= update_ratio <= _USUAL_UPDATE * 10:
+        return "data, labels, loss, learning rate"
+    size = "small" if update_ratio < _USUAL_UPDATE else "large"
+    return f"the learning rate (such steps are {size}: 0.1% is usual), then data, labels, loss"
 
 
 def closing_text(
@@ -234,7 +262,7 @@ def closing_text(
     """
     seen = _seen(num_readings, diagnoses)
     if num_overflows:
-        seen += f"; {num_overflows} {_plural('step', num_overflows)} dropped by the loss scaler"
+        seen += f"; {num_overflows} {plural('step', num_overflows)} dropped by the loss scaler"
     rows = [f"seen       {seen}", f"picture    {picture}", f"cost       {cost}"]
     if disabled is not None:
         rows.insert(0, f"SWITCHED OFF during the run, what follows is incomplete: {disabled}")
@@ -249,10 +277,10 @@ def _seen(num_readings: int, diagnoses: Sequence[Diagnosis]) -> str:
             "as with use_pl_optimizer=False, is not seen)"
         )
     if not warnings:
-        notices = f", {len(diagnoses)} {_plural('notice', len(diagnoses))}" if diagnoses else ""
-        return f"no fault in {num_readings} {_plural('reading', num_readings)}{notices}"
+        notices = f", {len(diagnoses)} {plural('notice', len(diagnoses))}" if diagnoses else ""
+        return f"no fault in {num_readings} {plural('reading', num_readings)}{notices}"
     lasting = [diagnosis for diagnosis in warnings if diagnosis.recovered_at is None]
-    parts = [f"{_word(d)} in {_named(d.layers)} since step {d.step}" for d in lasting[:_NAMED_LAYERS]]
+    parts = [f"{_word(d)} in {named(d.layers)} since step {d.step}" for d in lasting[:_NAMED_LAYERS]]
     parts += [f"{len(lasting) - len(parts)} more"] if len(lasting) > len(parts) else []
     parts += [f"{len(warnings) - len(lasting)} recovered"] if len(lasting) < len(warnings) else []
     return f"{'; '.join(parts)} ({num_readings} readings)"

@@ -33,7 +33,13 @@ def test_the_layer_nearest_the_output_comes_first(observe) -> None:
     assert finding.layers == ("fc1", "fc0", "fc2")
     assert finding.message == "gradients are NaN"
     assert finding.measured == "of 3 layers 2 NaN, 1 infinite; loss 0.5"
-    assert finding.evidence == {"loss": 0.5, "num_nan": 2, "num_inf": 1, "exploded_before": False}
+    assert finding.evidence == {
+        "loss": 0.5,
+        "began_in": "gradient",
+        "num_nan": 2,
+        "num_inf": 1,
+        "exploded_before": False,
+    }
 
 
 def test_infinite_gradients_are_called_infinite(observe) -> None:
@@ -63,6 +69,30 @@ def test_the_cause_tells_forward_from_backward(observe, loss: float, norms: list
     """A loss that is not finite broke in the forward pass; a finite one breaks in the backward pass."""
     (finding,) = RULE(observe(norms, loss=[loss]))
     assert words in finding.cause
+
+
+class TestForward:
+    """What the signal probe of the same step saw."""
+
+    def test_the_first_output_that_was_not_finite_is_named(self, observe, probe) -> None:
+        """In the order of the calls; that layer comes first, the others as backward runs."""
+        seen = probe(np.ones(4), signal=[np.inf, 1.0, np.nan, 1.0], order=[3, 1, 2, 0], step=0)
+        (finding,) = RULE(observe(np.full(4, np.nan), loss=[np.nan], signals=[seen]))
+        assert finding.layers == ("fc2", "fc3", "fc1", "fc0")
+        assert "the output of fc2 was the first" in finding.cause
+        assert finding.evidence["began_in"] == "activation"
+
+    def test_a_probe_of_another_step_tells_nothing(self, observe, probe) -> None:
+        """What was finite or not some steps ago is no cause of today."""
+        seen = probe(np.ones(2), signal=[np.inf, 1.0], step=0)
+        (finding,) = RULE(observe([[1.0, 1.0], [np.nan, np.nan]], loss=[0.5, np.nan], signals=[seen]))
+        assert finding.evidence["began_in"] == "loss"
+
+    def test_finite_outputs_leave_the_loss_or_the_backward_pass(self, observe, probe) -> None:
+        """Where every layer gave numbers the loss tells which of both it was."""
+        for loss, began in ((np.nan, "loss"), (np.inf, "loss"), (0.5, "gradient")):
+            (finding,) = RULE(observe([np.nan, np.nan], loss=[loss], signals=[probe(np.ones(2))]))
+            assert finding.evidence["began_in"] == began
 
 
 def test_the_loss_is_that_of_the_reading(observe) -> None:

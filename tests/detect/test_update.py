@@ -19,7 +19,9 @@ def test_a_step_that_overwrites_a_layer_is_exploding(observe) -> None:
     (finding,) = RULE(observe([2e3, 1.0, 9e3, 999.0], weights=10.0, learning_rate=0.1))
     assert (finding.rule, finding.symptom, finding.severity) == ("exploding.update", Symptom.EXPLODING, "warning")
     assert finding.layers == ("fc2", "fc0")
-    assert finding.evidence == pytest.approx({"update_ratio": 90.0, "learning_rate": 0.1, "max_ratio": 10.0})
+    assert finding.evidence == pytest.approx(
+        {"update_ratio": 90.0, "learning_rate": 0.1, "max_ratio": 10.0, "rescaled": False}
+    )
 
 
 def test_the_loss_scale_cancels(observe) -> None:

@@ -153,3 +153,41 @@ def test_activations_have_a_scheme_that_keeps_the_signal():
             SCHEMES[name].apply_(layer.weight)
             x = function(layer(x))
         assert 0.1 < x.detach().square().mean().sqrt().item() < 3
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(64, 32), nn.Linear(4, 4), nn.Conv2d(8, 16, 3), nn.Conv2d(8, 16, 3, groups=4), nn.Conv1d(3, 300, 5)],
+    ids=["linear", "small", "conv", "grouped", "wide"],
+)
+def test_pytorchs_default_is_known_and_other_weights_are_not(layer):
+    """What ``reset_parameters`` draws is the default for many seeds; normal, scaled and trained weights are not."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+        assert stand(layer)[0].at_default
+    std = stand(layer)[0].std
+    for fill in (
+        lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+        lambda w: w.mul_(2.5),
+        lambda w: w.mul_(0.4),
+        nn.init.zeros_,
+    ):
+        torch.manual_seed(0)
+        layer.reset_parameters()
+        with torch.no_grad():
+            fill(layer.weight)
+        assert not stand(layer)[0].at_default
+    assert std == pytest.approx(math.sqrt(1 / (3 * layer.weight[0].numel())), rel=0.3)
+
+
+def test_normal_weights_of_the_same_spread_are_not_the_default():
+    """The default has no number beyond its bound; GPT-2's normal 0.02 lies near its spread at width 768."""
+    layer = nn.Linear(768, 768)
+    nn.init.normal_(layer.weight, std=math.sqrt(1 / (3 * 768)))
+    assert not stand(layer)[0].at_default
+
+
+def test_a_transposed_convolution_has_no_default_to_speak_of():
+    """It is drawn the same way, but as many inputs do not meet in one of its outputs."""
+    assert not stand(nn.ConvTranspose2d(8, 16, 3))[0].at_default

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, trainer_in
 from oracle import SavedGradients, saves_gradients
+from probe_oracle import num_hooks
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -206,7 +207,8 @@ def seen(watch: GradWatch) -> dict[str, Any]:
     try:
         watch.assert_healthy()
     except AssertionError as failure:
-        health = str(failure)
+        # What is wrong and where; the numbers behind it are of the samples that this process has seen.
+        health = str(failure).partition("\n")[0]
     return {
         "layers": list(watch.history.layers),
         "norms": watch.history.norms.tolist(),
@@ -275,6 +277,66 @@ def ddp_clip_by_norm() -> dict[str, Any]:
 @scenario()
 def ddp_clip_by_value() -> dict[str, Any]:
     return fit(GradWatch(clipper=ClipByValue(0.01)), module_of(healthy_net, None), ddp())
+
+
+# The signal probe.
+
+
+class ProbedNet(nn.Module):
+    """Draws random numbers, keeps statistics and reads its input step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.body = nn.LSTM(1, 6, batch_first=True), nn.Linear(6, WIDTH)
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.rnn(inputs.unsqueeze(-1))
+        return self.head(self.drop(torch.relu(self.body(hidden[:, -1]))))
+
+
+def shard_probed(module: Any) -> None:
+    """Shard the dense layers each by itself and the rest with the network (FSDP2)."""
+    if not spread_already(module):
+        mesh = module.device_mesh["data_parallel"]
+        for layer in (module.net.body, module.net.head, module.net):
+            fully_shard(layer, mesh=mesh)
+
+
+def with_probes(spread: Callable[[Any], None] | None, strategy: Callable[[], Any], **trainer: Any) -> dict[str, Any]:
+    """Train with a probe on every step, and once more without GradWatch."""
+    watch, module = GradWatch(probe_every_n_steps=1), module_of(ProbedNet, spread)
+    torch.manual_seed(dist.get_rank())
+    record = fit(watch, module, strategy(), **trainer)
+    record["random"] = torch.get_rng_state().tolist()
+    columns = ("signal", "delta", "update_ratio")
+    record["probes"] = [
+        {"step": p.step, "time": [t.delta.tolist() for t in p.time], **{n: getattr(p, n).tolist() for n in columns}}
+        for p in watch.probes
+    ]
+    alone = module_of(ProbedNet, spread)
+    torch.manual_seed(dist.get_rank())
+    runs = trainer_in(pl, Path.cwd(), strategy=strategy(), devices=2, max_steps=STEPS, **trainer)
+    runs.fit(alone, batches())
+    record["hooks"] = num_hooks(module) - num_hooks(alone)
+    record["unwatched_weights"] = [part.flatten().tolist() for part in local_weights(alone)]
+    record["unwatched_random"] = torch.get_rng_state().tolist()
+    return record
+
+
+@scenario()
+def ddp_probe() -> dict[str, Any]:
+    return with_probes(None, ddp)
+
+
+@scenario()
+def ddp_probe_accumulation() -> dict[str, Any]:
+    return with_probes(None, ddp, accumulate_grad_batches=2)
+
+
+@scenario()
+def fsdp2_probe() -> dict[str, Any]:
+    return with_probes(shard_probed, fsdp2)
 
 
 # FSDP2 and tensor parallelism.

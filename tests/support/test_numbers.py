@@ -222,7 +222,9 @@ def test_gradients_far_outside_of_float32_squares_are_exact(pl, watched, scale, 
         return module_in(pl, net, sgd(0.1 / max(scale, 1.0)), training_step=in_dtype(dtype))
 
     watch = watched(make)
-    assert watch.diagnoses == []
+    # Where every gradient is 1e-30 no step moves a weight, which is told.
+    still = scale < 1 and len(names) == 4
+    assert [d.rule for d in watch.diagnoses] == ["vanishing.update"] * still
     assert np.isfinite(watch.history.norms).all()
     assert (watch.history.norms > 0).all()
     # Beside an ordinary bias a tiny weight does not show in the norm of its layer.
@@ -293,7 +295,8 @@ def test_gradients_outside_of_float64_squares_are_exact(pl, tmp_path, data, scal
     watch = GradWatch()
     trainer_in(pl, tmp_path, watch).fit(module_in(pl, net, sgd(0.1 / max(scale, 1.0)), **hooks), data)
     assert watch.disabled_reason is None
-    assert watch.diagnoses == []
+    # So small a gradient moves no weight, which is told; it is not called dead.
+    assert [d.rule for d in watch.diagnoses] == ["vanishing.update"] * (scale < 1)
     np.testing.assert_allclose(watch.history.norms / scale, seen, rtol=1e-5, atol=0)
 
 

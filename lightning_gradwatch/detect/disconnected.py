@@ -1,0 +1,99 @@
+"""Which layers never get a gradient although an optimizer holds them: no gradient at all is not a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
+from lightning_gradwatch.measure.snapshot import BoolArray, IntArray
+
+
+@dataclass(frozen=True)
+class DisconnectedRule:
+    """Name the trainable layers that an optimizer holds and that never had a gradient.
+
+    A layer that the loss does not use does no harm, so that is a notice, after ``num_readings``. It is a warning,
+    after ``first_readings``, where the graph is cut: the forward pass calls these layers first, before any that has a
+    gradient, so what they give is used and nothing comes back to them (``detach()``, ``torch.no_grad()``, numpy,
+    ``argmax``). Only the signal probe knows what the forward pass called.
+
+    Attributes:
+        first_readings: As many as ``DeadRule`` asks for.
+        num_readings: Ours: a head that is trained in turns has had its turn by then.
+
+    Example:
+        >>> DisconnectedRule().first_readings
+        3
+    """
+
+    first_readings: int = 3
+    num_readings: int = 20
+
+    def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
+        """Yield at most one diagnosis for layers behind a cut, and one for layers that are not used."""
+        readings = observations.gradients
+        missing = self._missing(observations)
+        if not missing.any() or not readings.present[-1].any() or len(readings) < self.first_readings:
+            return
+        cut = self._cut(observations, missing)
+        if cut.size:
+            yield _diagnosis(observations, cut[::-1], cut=True, next_layer=self._behind(observations, missing))
+        rest = missing.copy()
+        rest[cut] = False
+        unused = observations.order[rest[observations.order]]
+        if unused.size and len(observations.loss) >= self.num_readings:
+            yield _diagnosis(observations, unused, cut=False)
+
+    def _missing(self, observations: Observations) -> BoolArray:
+        """Return the layers that ask for a gradient, are in this optimizer, and never had one."""
+        readings = observations.gradients
+        # Most readings end here; what follows asks every layer.
+        if not (~readings.present[-1] & ~np.isnan(readings.learning_rates[-1])).any():
+            return np.zeros(len(observations.layers), dtype=np.bool_)
+        trainable = np.array([layer.trainable and layer.num_parameters > 0 for layer in observations.layers])
+        held = ~np.isnan(readings.learning_rates[-1])
+        never = ~np.logical_or.reduce(readings.present, axis=0)
+        missing: BoolArray = trainable & held & never
+        return missing
+
+    @staticmethod
+    def _behind(observations: Observations, missing: BoolArray) -> str:
+        """Return the first layer behind a cut."""
+        called = observations.signals[-1].order
+        alive = called[~np.isnan(observations.learning_rate[called]) & ~missing[called]]
+        return observations.names(alive[:1])[0]
+
+    @staticmethod
+    def _cut(observations: Observations, missing: BoolArray) -> IntArray:
+        """Return the layers that the forward pass calls before any that has a gradient, in that order."""
+        if not observations.signals:
+            return np.zeros(0, dtype=np.int64)
+        called = observations.signals[-1].order
+        # Frozen layers and those of another optimizer say nothing about a cut.
+        held = called[~np.isnan(observations.learning_rate[called])]
+        alive = np.flatnonzero(~missing[held])
+        first: IntArray = held[: alive[0]] if alive.size else held[:0]
+        return first
+
+
+def _diagnosis(observations: Observations, layers: IntArray, *, cut: bool, next_layer: str = "") -> Diagnosis:
+    number = len(observations.gradients)
+    names = observations.names(layers)
+    return Diagnosis(
+        rule="disconnected",
+        symptom=Symptom.DISCONNECTED,
+        severity="warning" if cut else "notice",
+        optimizer=observations.optimizer,
+        layers=names,
+        step=observations.step,
+        message="the graph is cut: what these layers give is used, but no gradient comes back to them"
+        if cut
+        else "no loss has used these layers so far",
+        measured=f"none of them had a gradient in {number} readings (None, not 0)"
+        + (f"; the forward pass calls {names[0]} before any layer that has one" if cut else ""),
+        cause="detach(), torch.no_grad(), .data, .item(), numpy or argmax behind them" if cut else "",
+        evidence={"num_readings": number, "cut": cut, "next_layer": next_layer},
+    )

@@ -1,0 +1,83 @@
+"""Ways out where no gradient comes through: it is exactly zero, or there is none at all."""
+
+from __future__ import annotations
+
+from lightning_gradwatch.remedy.case import Case
+from lightning_gradwatch.remedy.reinitialize import start_afresh
+from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.remedy.vanishing import against_small_weights
+
+
+def against_dead(case: Case) -> list[Remedy]:
+    """Return the ways out of gradients that are exactly zero, best first."""
+    evidence = case.diagnosis.evidence
+    if case.diagnosis.severity == "notice":
+        # A branch that nothing chose is not cured by other weights.
+        return []
+    if evidence.get("one_unit"):
+        return [_two_classes_in_one_unit(case, str(evidence["one_unit"]))]
+    if evidence.get("dead_units"):
+        return _against_dead_units(case)
+    weights = against_small_weights(case)
+    return [_flat_operation(case), *weights] if evidence.get("everywhere") else weights
+
+
+def _two_classes_in_one_unit(case: Case, layer: str) -> Remedy:
+    return Remedy(
+        title=f"leave out the softmax behind {layer}: nn.BCEWithLogitsLoss() on its one output, labels as floats",
+        reason="a softmax over one number is 1 whatever the number, so its gradient is 0; a sigmoid is not",
+        diagnosis=case.diagnosis,
+        code="loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.squeeze(-1), labels.float())",
+    )
+
+
+def _against_dead_units(case: Case) -> list[Remedy]:
+    leaky = Remedy(
+        title="nn.LeakyReLU in the place of nn.ReLU",
+        reason="it passes a hundredth of the gradient back where ReLU passes none (Maas et al., 2013)",
+        diagnosis=case.diagnosis,
+        code="# where the model is built: nn.ReLU() -> nn.LeakyReLU()",
+        needs_restart=True,
+    )
+    if case.diagnosis.evidence.get("ever_alive"):
+        slower = Remedy(
+            title="a tenth of the learning rate: the units were alive until a step pushed them off, then start again",
+            reason="a large step can push a ReLU unit where no sample reaches it any more (Karpathy, CS231n)",
+            diagnosis=case.diagnosis,
+            needs_restart=True,
+        )
+        return [slower, leaky]
+    afresh = start_afresh(case, "half of the samples then reach each unit, at the start (He et al., 2015)")
+    return [*afresh, leaky]
+
+
+def _flat_operation(case: Case) -> Remedy:
+    last = case.diagnosis.layers[0] if case.diagnosis.layers else "the last layer"
+    return Remedy(
+        title=f"look between {last} and the loss for what has slope 0: round, sign, floor, a comparison, clamp",
+        reason="their derivative is 0 nearly everywhere; train with a smooth stand-in (a sigmoid for a step)",
+        diagnosis=case.diagnosis,
+    )
+
+
+def against_disconnected(case: Case) -> list[Remedy]:
+    """Return the ways out of layers that get no gradient at all, best first."""
+    if not case.diagnosis.evidence.get("cut"):
+        return [
+            Remedy(
+                title="let the loss depend on them, or leave them out, or freeze them: requires_grad_(False)",
+                reason="an optimizer passes over what has no gradient; DistributedDataParallel waits for it in vain",
+                diagnosis=case.diagnosis,
+            )
+        ]
+    behind = case.diagnosis.layers[0] if case.diagnosis.layers else "them"
+    following = case.diagnosis.evidence.get("next_layer")
+    between = f"between {behind} and {following}" if following else f"behind {behind}"
+    return [
+        Remedy(
+            title=f"find what cuts the graph {between} and remove it",
+            reason="autograd goes back only through what it has recorded; detach(), torch.no_grad(), .data, .item(), "
+            "numpy and argmax end the record",
+            diagnosis=case.diagnosis,
+        )
+    ]

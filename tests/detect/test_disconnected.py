@@ -1,0 +1,134 @@
+"""Test ``lightning_gradwatch.detect.disconnected``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gradwatch.detect.diagnosis import Observations, Symptom
+from lightning_gradwatch.detect.disconnected import DisconnectedRule
+from lightning_gradwatch.measure.snapshot import LayerDescription
+
+RULE = DisconnectedRule()
+
+
+@pytest.fixture(scope="session")
+def without(observe, probe):
+    """Return a function that makes observations of six layers in which some never had a gradient."""
+
+    def make(missing, *, number: int = RULE.first_readings, called=None, probes: int = 1, **more) -> Observations:
+        present = ~np.isin(np.arange(6), list(missing))
+        norms = np.where(present, 1.0, np.nan) + np.zeros((number, 6))
+        signals = [probe(np.ones(6), order=range(6) if called is None else called)] * probes
+        return observe(norms, present=present, signals=signals, **more)
+
+    return make
+
+
+class TestCut:
+    """What is used, and nothing comes back to it."""
+
+    def test_layers_before_all_others_are_cut_off(self, without) -> None:
+        """A warning after few readings; the layer nearest to the cut comes first."""
+        (finding,) = RULE(without({0, 1, 2}))
+        assert (finding.rule, finding.symptom, finding.severity) == ("disconnected", Symptom.DISCONNECTED, "warning")
+        assert finding.layers == ("fc2", "fc1", "fc0")
+        assert finding.evidence == {"num_readings": RULE.first_readings, "cut": True, "next_layer": "fc3"}
+        assert "the graph is cut" in finding.message
+        assert "None, not 0" in finding.measured
+        assert "detach()" in finding.cause
+
+    def test_the_forward_pass_decides_what_comes_first(self, without) -> None:
+        """Registration says nothing: layers that are called after a living one are no cut."""
+        assert list(RULE(without({0, 1}, called=[5, 4, 3, 2, 1, 0]))) == []
+        (finding,) = RULE(without({4, 5}, called=[5, 4, 3, 2, 1, 0]))
+        assert finding.layers == ("fc4", "fc5")
+
+    def test_fewer_readings_decide_nothing(self, without) -> None:
+        """An optimizer's first step may leave a part out."""
+        assert list(RULE(without({0, 1}, number=RULE.first_readings - 1))) == []
+
+    def test_without_a_probe_nobody_knows_what_was_called(self, without) -> None:
+        """Then the layers are merely unused, and that takes longer to tell."""
+        assert list(RULE(without({0, 1}, probes=0))) == []
+        (finding,) = RULE(without({0, 1}, probes=0, number=RULE.num_readings))
+        assert (finding.severity, finding.evidence["cut"]) == ("notice", False)
+
+    def test_frozen_layers_and_those_of_another_optimizer_do_not_hide_it(self, without) -> None:
+        """A frozen embedding before the cut neither is cut nor ends the cut, and neither does another's layer."""
+        rates = [np.nan, 0.1, 0.1, 0.1, 0.1, 0.1]
+        (finding,) = RULE(without({0, 1, 2}, learning_rate=rates))
+        assert finding.layers == ("fc2", "fc1")
+
+
+class TestUnused:
+    """What no loss uses."""
+
+    def test_layers_behind_a_living_one_are_a_notice(self, without) -> None:
+        """After more readings; in forward order."""
+        assert list(RULE(without({2, 4}, number=RULE.num_readings - 1))) == []
+        (finding,) = RULE(without({2, 4}, number=RULE.num_readings))
+        assert (finding.severity, finding.layers) == ("notice", ("fc2", "fc4"))
+        assert finding.message == "no loss has used these layers so far"
+        assert finding.cause == ""
+
+    def test_layers_that_were_never_called_are_a_notice(self, without) -> None:
+        """Even registered first, what the forward pass does not call is unused and not cut off."""
+        observations = without({0, 1}, called=[2, 3, 4, 5], number=RULE.num_readings)
+        assert [(d.severity, d.layers) for d in RULE(observations)] == [("notice", ("fc0", "fc1"))]
+
+    def test_a_cut_and_an_unused_layer_are_two_findings(self, without) -> None:
+        """They have nothing in common but the missing gradient."""
+        findings = list(RULE(without({0, 1, 4}, number=RULE.num_readings)))
+        assert [(d.severity, d.layers) for d in findings] == [("warning", ("fc1", "fc0")), ("notice", ("fc4",))]
+
+
+class TestHealthy:
+    """Silence."""
+
+    def test_layers_with_a_gradient_are_silent(self, without) -> None:
+        """Whatever it is."""
+        assert list(RULE(without(set(), number=100))) == []
+
+    def test_one_gradient_ever_is_enough(self, observe, probe) -> None:
+        """A head that is trained in turns, or a layer that some batches use, is connected; zero is a gradient."""
+        present = np.ones((50, 3), dtype=np.bool_)
+        present[:, 0] = False
+        present[7, 0] = True
+        for value in (1.0, 0.0, np.nan):
+            norms = np.where(present, 1.0, np.nan)
+            norms[7, 0] = value
+            assert list(RULE(observe(norms, present=present, signals=[probe(np.ones(3))]))) == []
+
+    @pytest.mark.parametrize(
+        "about",
+        [{"trainable": False}, {"num_parameters": 0}],
+        ids=["frozen", "empty"],
+    )
+    def test_layers_that_can_have_none_are_silent(self, without, about: dict[str, object]) -> None:
+        """Frozen ones do not ask for a gradient, empty ones have nothing to move."""
+        plain = {"num_parameters": 9}
+        layers = [LayerDescription(f"fc{i}", "Linear", **(plain | about if i < 2 else plain)) for i in range(6)]
+        assert list(RULE(without({0, 1}, number=100, layers=layers))) == []
+
+    def test_layers_of_another_optimizer_are_silent(self, without) -> None:
+        """The generator has no gradient in the discriminator's step."""
+        rates = [np.nan, np.nan, 0.1, 0.1, 0.1, 0.1]
+        assert list(RULE(without({0, 1}, number=100, learning_rate=rates))) == []
+
+    def test_a_step_without_gradient_decides_nothing(self, without) -> None:
+        """Where no layer has one there is nothing to be cut off from."""
+        assert list(RULE(without(set(range(6)), number=100))) == []
+
+
+@given(missing=st.sets(st.integers(0, 5), max_size=5), seed=st.integers(0, 999))
+def test_every_missing_layer_is_named_once_whatever_the_order(without, missing: set[int], seed: int) -> None:
+    """Cut and unused layers together are those without a gradient, in any order of calls."""
+    called = np.random.default_rng(seed).permutation(6)
+    findings = list(RULE(without(missing, number=RULE.num_readings, called=called)))
+    assert sorted(name for d in findings for name in d.layers) == [f"fc{i}" for i in sorted(missing)]
+    first = next(i for i in range(6) if called[i] not in missing)
+    cut = {name for d in findings if d.severity == "warning" for name in d.layers}
+    assert cut == {f"fc{i}" for i in called[:first]}
