@@ -2,7 +2,7 @@
 
 All three have 20 hidden layers of 64 units and see the same handwritten digits (scikit-learn's, 8 x 8 pixels):
 
-* ``sigmoid``: every layer back multiplies the gradient by about 0.13; the first layers never move.
+* ``sigmoid``: every layer back multiplies the gradient by about 0.14; the first layers never move.
 * ``relu-he``: ReLU with He initialization keeps the gradient as large as it was; it learns.
 * ``relu-default``: the same ReLU network as PyTorch initializes it by default; it vanishes too.
 

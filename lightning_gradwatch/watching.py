@@ -44,8 +44,8 @@ from lightning_gradwatch.steps import LossScaler, OptimizerStep, PendingStep, St
 # Raised when what a checkpoint remembers changes its form.
 _STATE_VERSION = 2
 _WITHOUT_PROBE = (
-    "parameter gradients (not finite, zero, spikes, your thresholds) and steps that overwrite weights; nothing is "
-    "said about depth and time"
+    "parameter gradients (not finite, zero, spikes, your thresholds) and, under SGD, steps that overwrite weights; "
+    "nothing is said about depth and time"
 )
 
 
@@ -278,7 +278,8 @@ class Watch:
         self._steps.announce(number)
         if self._stepper is None:
             return
-        if self._steps.is_new(number, step):
+        new = self._steps.is_new(number, step)
+        if new:
             self._settle_open(number)
             self._steps.begin(number, step)
         about = OptimizerStep(number, optimizer, step, scaler, unscales)
@@ -290,6 +291,8 @@ class Watch:
                 self._open(self._stepper, about, reading)
                 if reading is not None:
                     self._drop(self._stepper, about, reading)
+        elif new:
+            self._prober.schedule.stepped(number, probed=False)
 
     def _read(self, stepper: Stepper, about: OptimizerStep, loss: Tensor | None) -> Reading | None:
         on = self.disabled_reason is None
@@ -508,6 +511,8 @@ class Watch:
             self._steps.overflows(number, pending, finite=True)
             return
         overflow = self._steps.overflows(number, pending, finite=pending.reading.snapshot().finite)
+        if overflow and pending.probe is not None:
+            self._prober.schedule.again(number)
         self._record.settle(
             pending,
             self._stepper.reader,

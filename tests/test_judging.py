@@ -171,7 +171,7 @@ SICK = {
         healthy_net,
         {"rate": 1e4},
         "WARNING",
-        ["EXPLODING: ", "(2 of 2 layers: ", "times the weights of net.", "learning rate 1e+04"],
+        ["EXPLODING: ", "(2 of 2 layers: ", "the step moves net.", "learning rate of 1e+04"],
         ["the learning rate is too high"],
     ),
     "dead": (

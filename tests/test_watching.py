@@ -189,7 +189,7 @@ def test_numbers_that_arrive_late_are_judged_at_the_next_step(data, sink, late, 
     assert [report.log_step for report in sink.reports] == list(range(8))
     assert [report.due for report in sink.reports] == [False, True] * 4
     assert watch.history.steps.tolist() == list(range(8))
-    assert [(d.rule, d.step) for d in watch.diagnoses] == [("vanishing.depth", 2)]
+    assert [(d.rule, d.step) for d in watch.diagnoses] == [("vanishing.depth", 3)]
 
 
 def test_late_numbers_are_those_of_an_ordinary_run(data, monkeypatch):
@@ -213,7 +213,7 @@ def test_stopping_and_dropping_do_not_come_late(pl, tmp_path, data, late):
     watch = GradWatch(stop_on=["vanishing"])
     trainer = trainer_in(pl, tmp_path, watch, max_steps=50)
     trainer.fit(module_in(pl, deep_net(nn.Sigmoid, 12)), data)
-    assert trainer.global_step == watch.diagnoses[0].step + 1 == 3
+    assert trainer.global_step == watch.diagnoses[0].step + 1 == 4
 
     def training_step(self, batch, batch_idx):
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])

@@ -20,9 +20,11 @@ class DeadRule:
     gradient are named after ``first_readings``, those that had one after ``num_readings`` in a row. A LoRA pair starts
     with one zero gradient and a residual branch with a zero scale with one or two, so fewer decide nothing; nor do
     steps with a learning rate of zero, which cannot end such a start. A loss of exactly zero has nothing left to teach
-    and is no fault. It is a warning where the gradient is cut, so that from some layer back to the input everything is
-    zero, and that is half of the layers or the loss does not fall. Otherwise (an expert that no sample chose, a branch
-    that is multiplied by zero) it is a notice.
+    and is no fault; one that was never anything else is a notice.
+
+    It is a warning where the gradient is cut, so that from some layer back to the input everything is zero, and that is
+    half of the layers or the loss does not fall. Otherwise (an expert that no sample chose, a branch that is multiplied
+    by zero) it is a notice.
 
     Attributes:
         first_readings: How many readings from the first one on. Ours: zero starts (LoRA, ReZero, Fixup) end within 2.
@@ -46,6 +48,9 @@ class DeadRule:
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield one diagnosis for all dead layers, in forward order."""
+        if self._idle(observations):
+            yield _nothing_to_learn(observations)
+            return
         dead, ever = self._dead(observations)
         if not dead.any():
             return
@@ -79,6 +84,14 @@ class DeadRule:
             },
         )
 
+    def _idle(self, observations: Observations) -> bool:
+        """Tell whether the loss has been exactly 0 since the first reading, and every gradient with it."""
+        readings = observations.gradients
+        if readings.losses[-1] != 0 or len(readings) < self.first_readings:
+            return False
+        norms = readings.norms[readings.present]
+        return bool(norms.size and not norms.any() and (observations.loss == 0).all())
+
     def _dead(self, observations: Observations) -> tuple[BoolArray, BoolArray]:
         """Return which layers are dead, and which of all layers ever had a gradient that was not zero."""
         readings = observations.gradients
@@ -100,6 +113,25 @@ class DeadRule:
         first: BoolArray = ~ever & (zero.sum(axis=0) >= self.first_readings) & readings.present[-1]
         later = zero[newest + 1 - self.num_readings :].all(axis=0) & (newest + 1 >= self.num_readings)
         return (first | later) & filled, ever
+
+
+def _nothing_to_learn(observations: Observations) -> Diagnosis:
+    present = observations.order[observations.gradients.present[-1][observations.order]]
+    last = observations.layers[present[-1]]
+    return Diagnosis(
+        rule="dead",
+        symptom=Symptom.DEAD,
+        severity="notice",
+        optimizer=observations.optimizer,
+        layers=observations.names(present[::-1]),
+        step=observations.step,
+        message="the loss is exactly 0 since the first step, so there is nothing to learn from it",
+        measured=f"loss and gradient are exactly 0 in each of {len(observations.loss)} readings",
+        cause=f"the last layer, {last.name}, has one unit: a softmax over one unit is 1 whatever the weights"
+        if last.num_biases == 1
+        else "a loss of something with itself, a mask that hides everything, or targets that the output always meets",
+        evidence={"everywhere": True, "ever_alive": False, "one_unit": last.name if last.num_biases == 1 else ""},
+    )
 
 
 def _dead_units(observations: Observations) -> str:

@@ -14,6 +14,8 @@ from lightning_gradwatch.detect.progress import RESCALING_OPTIMIZERS, outcome_of
 from lightning_gradwatch.measure.history import WINDOW
 from lightning_gradwatch.measure.snapshot import IntArray
 
+# DeepDiagnosis calls an activation saturated when more than half of its inputs are.
+_SATURATED = 0.5
 _NO_ACTIVATIONS = (None, "linear", "output", "gate")
 
 
@@ -126,14 +128,15 @@ class DepthRule:
             step=observations.step,
             message=_vanishing_message(severity, observations.optimizer_description.kind, outcome),
             measured=_measured(observations, profile, starved),
-            cause=activations_in_words(observations, profile.layers),
+            cause="; ".join(filter(None, [activations_in_words(observations, profile.layers), _flat(observations)])),
             evidence=_evidence(profile) | {"update_ratio": starved, "loss_has_fallen": outcome},
         )
 
     def _starved(self, observations: Observations, profile: DepthProfile) -> float | None:
         """Return how little the step moved the slowest of the first layers where that is next to nothing."""
         first = profile.layers[: max(1, len(profile.layers) // 2)]
-        newest = [snapshot.update_ratio for snapshot in observations.signals[-2:]]
+        # A layer that begins at zero moves by infinitely many times its weights.
+        newest = [np.where(np.isfinite(s.update_ratio), s.update_ratio, np.nan) for s in observations.signals[-2:]]
         if any(np.isnan(updates[first]).all() for updates in newest):
             return None
         least = max(float(np.nanmin(updates[first])) for updates in newest)
@@ -217,6 +220,15 @@ def _vanishing_message(severity: Severity, optimizer: str, outcome: bool | None)
         return "the first layers get little gradient, but the loss falls"
     copes = f"; {optimizer} rescales each step, so training may cope" if optimizer in RESCALING_OPTIMIZERS else ""
     return f"the first layers get little gradient; whether that matters, the loss will tell{copes}"
+
+
+def _flat(observations: Observations) -> str:
+    """Say where most units lie on the flat ends of their activation: there the weights are too large, not too small."""
+    share = np.nan_to_num(observations.signals[-1].saturated)
+    worst = int(np.argmax(share))
+    if share[worst] < _SATURATED:
+        return ""
+    return f"{share[worst]:.0%} of the units behind {observations.layers[worst].name} are saturated for every sample"
 
 
 def _measured(observations: Observations, profile: DepthProfile, update: float | None) -> str:

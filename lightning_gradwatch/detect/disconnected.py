@@ -16,9 +16,10 @@ class DisconnectedRule:
     """Name the trainable layers that an optimizer holds and that never had a gradient.
 
     A layer that the loss does not use does no harm, so that is a notice, after ``num_readings``. It is a warning,
-    after ``first_readings``, where the graph is cut: the forward pass calls these layers first, before any that has a
-    gradient, so what they give is used and nothing comes back to them (``detach()``, ``torch.no_grad()``, numpy,
-    ``argmax``). Only the signal probe knows what the forward pass called.
+    after ``first_readings``, where the graph is cut: the forward pass calls these layers, in training mode, before any
+    that has a gradient, and what they give is fed into one that has (``detach()``, ``torch.no_grad()``, numpy,
+    ``argmax`` in between). A teacher, a target network or a momentum encoder feeds only the loss, and a trunk in
+    evaluation mode is at rest on purpose. Only the signal probe knows what the forward pass called.
 
     Attributes:
         first_readings: As many as ``DeadRule`` asks for.
@@ -76,7 +77,9 @@ class DisconnectedRule:
         held = called[~np.isnan(observations.learning_rate[called])]
         alive = np.flatnonzero(~missing[held])
         first: IntArray = held[: alive[0]] if alive.size else held[:0]
-        return first
+        probe = observations.signals[-1]
+        used = (probe.fed_by_cut[held[~missing[held]]] == 1).any()
+        return first if used and (probe.training[first] == 1).all() else held[:0]
 
 
 def _diagnosis(observations: Observations, layers: IntArray, *, cut: bool, next_layer: str = "") -> Diagnosis:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,7 +40,8 @@ def time_fit(profile: TimeProfile) -> TimeFit | None:
     """Fit a line through the logarithms of the gradient along time.
 
     Steps behind the answer get nothing, and neither does padding: what fades is judged back from the step that gets
-    most, what grows from the last step that gets anything.
+    most, what grows from the last step that gets anything. A layer that reads in both directions may fade in either
+    one, and of it nothing can be said to grow.
 
     Args:
         profile: The gradient that reaches each step, first step first.
@@ -52,6 +53,9 @@ def time_fit(profile: TimeProfile) -> TimeFit | None:
     if len(reached) < _MIN_STEPS:
         return None
     logs = np.log10(profile.delta[reached])
+    if profile.both_ways and np.argmax(logs) < len(logs) // 2:
+        # What reads backwards forgets the last steps.
+        logs = logs[::-1]
     peak = int(np.argmax(logs))
     stretch = logs[: peak + 1] if peak >= len(logs) // 2 else logs
     if len(stretch) < _MIN_STEPS:
@@ -94,49 +98,55 @@ class TimeRule:
     min_calls: int = 8
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
-        """Yield a diagnosis for each recurrent layer that forgets, or in which the gradient grows."""
+        """Yield a diagnosis for the layers that forget, and one for those in which the gradient grows."""
         if len(observations.signals) < 2 or not observations.signals[-1].time:
             return
+        found: dict[Symptom, list[tuple[TimeProfile, TimeFit]]] = {}
         before = {profile.column: profile for profile in observations.signals[-2].time}
         for profile in observations.signals[-1].time:
-            earlier = before.get(profile.column)
-            fits = [self._fit(each) for each in (profile, earlier) if each is not None]
-            found = [fit for fit in fits if fit is not None]
-            if len(found) == 2:
-                yield from self._judge(observations, profile, found[0], found[1])
+            fit, earlier = self._fit(profile), self._fit(before.get(profile.column))
+            if fit is not None and earlier is not None:
+                symptom = self._symptom(observations, profile, fit, earlier)
+                if symptom is not None:
+                    found.setdefault(symptom, []).append((profile, fit))
+        for symptom, sick in found.items():
+            # Layers of one recurrence fade together: they are one fault, the worst first.
+            sick.sort(key=lambda pair: -abs(pair[1].attenuation))
+            yield self._diagnosis(observations, sick, symptom)
 
-    def _fit(self, profile: TimeProfile) -> TimeFit | None:
-        return time_fit(profile) if profile.recurrent or len(profile.delta) >= self.min_calls else None
+    def _fit(self, profile: TimeProfile | None) -> TimeFit | None:
+        if profile is None or not (profile.recurrent or len(profile.delta) >= self.min_calls):
+            return None
+        return time_fit(profile)
 
-    def _judge(
+    def _symptom(
         self, observations: Observations, profile: TimeProfile, fit: TimeFit, earlier: TimeFit
-    ) -> Iterator[Diagnosis]:
+    ) -> Symptom | None:
         fades = min(fit.attenuation, earlier.attenuation)
         grows = -max(fit.attenuation, earlier.attenuation)
         if fades < self.suspect and grows < self.growth:
-            return
+            return None
         outcome = outcome_of(observations, self.horizon)
         if fades >= (self.suspect if outcome is False else self.notice):
-            yield self._diagnosis(observations, profile, fit, outcome, Symptom.VANISHING)
-        elif grows >= self.growth and outcome is not True:
-            yield self._diagnosis(observations, profile, fit, outcome, Symptom.EXPLODING)
+            return Symptom.VANISHING
+        return Symptom.EXPLODING if grows >= self.growth and outcome is not True and not profile.both_ways else None
 
-    @staticmethod
     def _diagnosis(
-        observations: Observations, profile: TimeProfile, fit: TimeFit, outcome: bool | None, symptom: Symptom
+        self, observations: Observations, sick: Sequence[tuple[TimeProfile, TimeFit]], symptom: Symptom
     ) -> Diagnosis:
-        layer = observations.layers[profile.column]
+        profile, fit = sick[0]
+        outcome = outcome_of(observations, self.horizon)
         return Diagnosis(
             rule=f"{symptom.value}.time",
             symptom=symptom,
             severity="warning" if outcome is False else "notice",
             optimizer=observations.optimizer,
-            layers=(layer.name,),
+            layers=observations.names(each.column for each, _ in sick),
             step=observations.step,
             message=_message(symptom, outcome),
             measured=f"every step back multiplies the gradient by {fit.factor:.2g} (R2 {fit.r2:.2f}): over "
             f"{fit.num_steps} steps by {10.0**-fit.attenuation:.0e}",
-            cause=f"{layer.kind} used over {len(profile.delta)} steps",
+            cause=f"{observations.layers[profile.column].kind} used over {len(profile.delta)} steps",
             evidence={
                 "factor": fit.factor,
                 "r2": fit.r2,

@@ -27,6 +27,8 @@ _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transformer
 
 # Takes the activation's name, the node that made its input, its output, and the line that called it.
 Seen = Callable[[str, Any, Tensor, str], None]
+# Takes the arguments of a function, the named ones, and its result.
+Made = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class ActivationCalls(TorchFunctionMode):
@@ -37,10 +39,12 @@ class ActivationCalls(TorchFunctionMode):
 
     Args:
         seen: Is told of each activation.
+        made: Is told of each result that does not ask for a gradient, with the arguments that it was made of.
     """
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: Seen, made: Made) -> None:
         super().__init__()
+        self._made = made
         self.listening = False
         self._seen = seen
         # The module during whose forward pass torch is left alone.
@@ -88,14 +92,29 @@ class ActivationCalls(TorchFunctionMode):
             return func(*args, **kwargs)
         name = _name_of(func, args, kwargs) if self.listening else None
         if name is None:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self.listening:
+                self._tell(func, args, kwargs, result)
+            return result
         given = args[0] if args else kwargs.get("input")
         # Before the call: an activation in place gives its input another node.
         node = _node_of(given)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._seen(name, node, result, _calling_line())
+            self._tell(func, args, kwargs, result)
         return result
+
+    def _tell(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if isinstance(result, Tensor) and result.requires_grad:
+            return
+        name = getattr(func, "__name__", "")
+        if name.endswith("_like") or name.startswith("new_"):
+            # They take the shape of their argument, and none of its numbers.
+            return
+        if name.endswith("_as") or name == "to":
+            args, kwargs = args[:1], {}
+        self._made(args, kwargs, result)
 
 
 def _name_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:

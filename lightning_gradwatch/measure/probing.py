@@ -73,6 +73,8 @@ class ProbeReading:
             dead=self._shares(alive),
             saturated=self._shares(steep),
             update_ratio=self._updates(moved),
+            training=self._any(calls, [call.training for call in calls]),
+            fed_by_cut=self._any(calls, [call.fed_by_cut for call in calls]),
             time=(*self._recurrent(times, factor), *self._repeated(calls, _regrouped(deltas, chosen), factor)),
         )
 
@@ -118,6 +120,14 @@ class ProbeReading:
         found: FloatArray = whole / np.sqrt(np.where(sizes > 0, sizes, np.nan))
         return found
 
+    def _any(self, calls: Sequence[Call], flags: Sequence[bool]) -> FloatArray:
+        """Return for each layer 1 where it is true of a call, 0 where of none, NaN where there is no call."""
+        found = np.full(len(self._layers), np.nan)
+        columns = np.array([call.column for call in calls], dtype=np.int64)
+        found[columns] = 0.0
+        found[columns[np.array(flags, dtype=np.bool_)]] = 1.0
+        return found
+
     def _shares(self, kept: Sequence[FloatArray]) -> FloatArray:
         shares = np.full(len(self._layers), np.nan)
         for column, share in zip(self._signals.units, kept, strict=True):
@@ -137,7 +147,8 @@ class ProbeReading:
         for (column, _, sizes), norms in zip(self._signals.times, times, strict=True):
             # Of several calls the longest sequence tells most.
             if column not in found or len(norms) > len(found[column].delta):
-                found[column] = TimeProfile(column, norms / np.sqrt(sizes) / factor)
+                both_ways = column in self._signals.both_ways
+                found[column] = TimeProfile(column, norms / np.sqrt(sizes) / factor, both_ways=both_ways)
         return found.values()
 
     @staticmethod

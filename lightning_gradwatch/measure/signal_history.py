@@ -14,7 +14,7 @@ _MAX_PROBES = 256
 # The newest ones stay, so that a rule always finds several in a row.
 _KEPT = 16
 MAX_BYTES = 16 * 2**20
-_PER_LAYER = ("sizes", "signal", "delta", "dead", "saturated", "update_ratio")
+_PER_LAYER = ("sizes", "signal", "delta", "dead", "saturated", "update_ratio", "training", "fed_by_cut")
 
 
 class SignalHistory(Sequence[SignalSnapshot]):
@@ -103,7 +103,7 @@ def _num_bytes(snapshot: SignalSnapshot) -> int:
 
 def _plain(snapshot: SignalSnapshot) -> dict[str, Any]:
     arrays = {name: getattr(snapshot, name).tolist() for name in ("order", *_PER_LAYER)}
-    time = [[profile.column, profile.delta.tolist(), profile.recurrent] for profile in snapshot.time]
+    time = [[profile.column, profile.delta.tolist(), profile.recurrent, profile.both_ways] for profile in snapshot.time]
     return {
         "step": snapshot.step,
         "optimizer": snapshot.optimizer,
@@ -120,6 +120,6 @@ def _from_plain(saved: Mapping[str, Any]) -> SignalSnapshot:
         optimizer=saved["optimizer"],
         layers=tuple(saved["layers"]),
         order=np.array(saved["order"], dtype=np.int64),
-        time=tuple(TimeProfile(column, np.array(delta), recurrent) for column, delta, recurrent in saved["time"]),
+        time=tuple(TimeProfile(column, np.array(delta), *kinds) for column, delta, *kinds in saved["time"]),
         **arrays,
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.measure.cuts import CutTensors
 from lightning_gradwatch.measure.functions import ActivationCalls
 from lightning_gradwatch.measure.layers import ROOT, Layer
 from lightning_gradwatch.measure.magnitude import alive_units, has_slopes, measurable, norm_in_pieces, steep_units
@@ -29,6 +30,9 @@ class Call:
         norm: L2 norm of its output, ``[]``.
         size: How many numbers the output has.
         unit_dim: Dimension of its units.
+        training: Whether the layer was in training mode.
+        fed_by_cut: Whether its output asks for a gradient, and its input was made of something trainable that none
+            will come back to.
         deltas: Norm of the gradient with respect to the output, and whether it came in the step's own backward pass.
     """
 
@@ -36,6 +40,8 @@ class Call:
     norm: Tensor
     size: int
     unit_dim: int
+    training: bool
+    fed_by_cut: bool
     deltas: list[tuple[Tensor, bool]] = field(default_factory=list)
 
 
@@ -60,12 +66,14 @@ class Signals:
         calls: Calls of layers in the order in which they ended.
         units: What their activations did, by layer.
         times: Layer, norm of each time step's gradient, and the numbers that each is made of.
+        both_ways: Recurrent layers that read their sequence in both directions.
         open: Whether gradients still belong to this step.
     """
 
     calls: list[Call] = field(default_factory=list)
     units: dict[int, Units] = field(default_factory=dict)
     times: list[tuple[int, Tensor, list[int]]] = field(default_factory=list)
+    both_ways: set[int] = field(default_factory=set)
     open: bool = True
 
 
@@ -92,7 +100,8 @@ class SignalProbe:
         self._waits = False
         self._in_backward = False
         self._starts: dict[int, list[int]] = {}
-        self._mode = ActivationCalls(self._activation)
+        self._cuts = CutTensors()
+        self._mode = ActivationCalls(self._activation, self._made)
 
     @property
     def running(self) -> bool:
@@ -173,6 +182,7 @@ class SignalProbe:
         self._tensor_handles.clear()
         self._columns.clear()
         self._starts.clear()
+        self._cuts = CutTensors()
         self._listens = self._waits = self._in_backward = False
         self._mode.rest()
 
@@ -203,6 +213,8 @@ class SignalProbe:
         if not self._hears() or not torch.is_grad_enabled():
             return None
         with self._guarded():
+            if module.bidirectional:
+                self._signals.both_ways.add(column)
             tapped = tap_input(module, args, kwargs, partial(self._times, self._signals, column))
             if tapped is not None:
                 self._tensor_handles.append(tapped.handle)
@@ -226,10 +238,12 @@ class SignalProbe:
                 return
             value = output_of(output)
             if value is not None:
-                self._record(column, module, value)
+                # Without a graph (a target network that is asked, a checkpointed block) nothing would come back anyway.
+                self._record(column, module, value, fed_by_cut=value.requires_grad and self._cuts.has(args))
 
-    def _record(self, column: int, module: nn.Module, value: Tensor) -> None:
-        signals, call = self._signals, Call(column, norm_in_pieces(value), value.numel(), unit_dim(module, value))
+    def _record(self, column: int, module: nn.Module, value: Tensor, *, fed_by_cut: bool) -> None:
+        signals, dim = self._signals, unit_dim(module, value)
+        call = Call(column, norm_in_pieces(value), value.numel(), dim, module.training, fed_by_cut)
         signals.calls.append(call)
         node: Any = value.grad_fn
         if node is not None:
@@ -243,6 +257,11 @@ class SignalProbe:
         if signals.open and not self.failure:
             with self._guarded():
                 call.deltas.append((norm_in_pieces(gradient), self._in_backward))
+
+    def _made(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._hears():
+            with self._guarded():
+                self._cuts.note(args, kwargs, result)
 
     def _activation(self, name: str, node: Any, output: Tensor, place: str) -> None:
         if not self._hears() or not self._signals.calls or not measurable(output):

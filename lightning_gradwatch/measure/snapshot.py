@@ -115,11 +115,13 @@ class TimeProfile:
             ``nn.GRU``), or to the output of each call of a module that one forward pass calls many times; first step
             first, ``[num_steps]``.
         recurrent: Whether the layer is one of torch's recurrent modules.
+        both_ways: Whether it reads the sequence in both directions.
     """
 
     column: int
     delta: FloatArray
     recurrent: bool = True
+    both_ways: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,9 @@ class SignalSnapshot:
         dead: Share of the units whose activation is zero for every sample of the batch, ``[num_layers]``.
         saturated: Share of the units whose sigmoid or tanh is flat for every sample of the batch, ``[num_layers]``.
         update_ratio: ``|dW| / |W|``: how far the optimizer really moved each layer, ``[num_layers]``.
+        training: 1 for a layer that was called in training mode, 0 for one in evaluation mode, ``[num_layers]``.
+        fed_by_cut: 1 for a layer whose input was made of something trainable that no gradient will come back to, 0
+            for any other that was called, ``[num_layers]``.
         time: Profiles along time, one for each layer that is used step after step.
     """
 
@@ -150,6 +155,8 @@ class SignalSnapshot:
     dead: FloatArray
     saturated: FloatArray
     update_ratio: FloatArray
+    training: FloatArray
+    fed_by_cut: FloatArray
     time: tuple[TimeProfile, ...] = ()
 
 

@@ -82,7 +82,9 @@ class LogSink:
         """Write a block for each onset and a line for each recovery."""
         for diagnosis in report.onsets:
             level = logging.WARNING if diagnosis.severity == "warning" else logging.INFO
-            present = int(report.snapshot.present.sum())
+            # A layer without any gradient is one of those that are meant, too.
+            seen = {report.history.layers[column] for column in np.flatnonzero(report.snapshot.present)}
+            present = len(seen.union(diagnosis.layers))
             self._logger.log(level, onset_text(diagnosis, present, report.optimizer_label, self._more))
         for diagnosis in report.recoveries:
             self._logger.info(recovery_text(diagnosis, report.optimizer_label))

@@ -30,6 +30,8 @@ HARD_NEGATIVES = (
     "small batches",
     "a GAN",
     "fine-tuning of a head",
+    "a teacher that the optimizer holds",
+    "a trunk at rest that the optimizer holds",
     "warm-up of a loss scaler",
     "warm-up of the learning rate",
     "a new learning rate",

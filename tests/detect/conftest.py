@@ -78,6 +78,7 @@ def probe():
     """Return a function that makes what a signal probe saw: the norm of delta of each layer, ``[num_layers]``.
 
     ``time`` maps a column to the gradient that reaches its time steps; ``recurrent=False`` makes them calls.
+    ``training`` and ``fed_by_cut`` are ones and zeros, one a layer.
     """
 
     def make(
@@ -86,10 +87,13 @@ def probe():
         sizes=64.0,
         signal=1.0,
         update_ratio=1e-3,
+        training=1.0,
+        fed_by_cut=0.0,
         dead=np.nan,
         order=None,
         time=None,
         recurrent=True,
+        both_ways=False,
         step=0,
     ):
         levels = np.asarray(levels, dtype=np.float64)
@@ -105,8 +109,10 @@ def probe():
             dead=spread(dead),
             saturated=spread(np.nan),
             update_ratio=spread(update_ratio),
+            training=spread(training),
+            fed_by_cut=spread(fed_by_cut),
             time=tuple(
-                TimeProfile(column, np.asarray(delta, dtype=np.float64), recurrent)
+                TimeProfile(column, np.asarray(delta, dtype=np.float64), recurrent, both_ways)
                 for column, delta in (time or {}).items()
             ),
         )
@@ -114,7 +120,7 @@ def probe():
     return make
 
 
-_OF_A_PROBE = ("sizes", "signal", "update_ratio", "dead", "order", "time", "recurrent")
+_OF_A_PROBE = ("sizes", "signal", "update_ratio", "dead", "order", "time", "recurrent", "both_ways")
 
 
 @pytest.fixture(scope="session")

@@ -176,3 +176,14 @@ def test_no_reading_is_no_setting(name: str) -> None:
     """The numbers of readings have to be positive."""
     with pytest.raises(ValueError, match=rf"`{name}` must be a positive integer\. Got 0"):
         DeadRule(**{name: 0})
+
+
+def test_a_loss_that_was_never_anything_but_zero_is_a_notice(observe) -> None:
+    """There is nothing to learn from it, as with cross entropy over one unit; once it was more, it is learned."""
+    zeros = np.zeros((5, 3))
+    (finding,) = RULE(observe(zeros, loss=np.zeros(5)))
+    assert (finding.severity, len(finding.layers)) == ("notice", 3)
+    assert "nothing to learn" in finding.message
+    assert list(RULE(observe(zeros, loss=np.array([0.3, 0.0, 0.0, 0.0, 0.0])))) == []
+    assert list(RULE(observe(zeros[:2], loss=np.zeros(2)))) == []
+    assert list(RULE(observe(np.ones((5, 3)), loss=np.zeros(5)))) == []

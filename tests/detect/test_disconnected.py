@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,12 +18,26 @@ RULE = DisconnectedRule()
 
 @pytest.fixture(scope="session")
 def without(observe, probe):
-    """Return a function that makes observations of six layers in which some never had a gradient."""
+    """Return a function that makes observations of six layers in which some never had a gradient.
 
-    def make(missing, *, number: int = RULE.first_readings, called=None, probes: int = 1, **more) -> Observations:
+    What the layers without one give is fed, cut, into all others, unless ``fed_by_cut`` says something else.
+    """
+
+    def make(
+        missing,
+        *,
+        number: int = RULE.first_readings,
+        called=None,
+        probes: int = 1,
+        training: Any = 1.0,
+        fed_by_cut: Any = None,
+        **more,
+    ) -> Observations:
         present = ~np.isin(np.arange(6), list(missing))
         norms = np.where(present, 1.0, np.nan) + np.zeros((number, 6))
-        signals = [probe(np.ones(6), order=range(6) if called is None else called)] * probes
+        fed = present if fed_by_cut is None else fed_by_cut
+        order = range(6) if called is None else called
+        signals = [probe(np.ones(6), order=order, training=training, fed_by_cut=fed)] * probes
         return observe(norms, present=present, signals=signals, **more)
 
     return make
@@ -61,6 +77,38 @@ class TestCut:
         rates = [np.nan, 0.1, 0.1, 0.1, 0.1, 0.1]
         (finding,) = RULE(without({0, 1, 2}, learning_rate=rates))
         assert finding.layers == ("fc2", "fc1")
+
+
+class TestAtRest:
+    """What is called first and gets nothing, and is no cut: a notice at most, and that takes longer."""
+
+    @pytest.mark.parametrize(
+        "about",
+        [
+            {"fed_by_cut": 0.0},
+            {"fed_by_cut": [0, 1, 1, 0, 0, 0]},
+            {"fed_by_cut": [np.nan] * 6},
+            {"training": 0.0},
+            {"training": [1, 0, 1, 1, 1, 1]},
+        ],
+        ids=["teacher", "chain of the teacher", "unknown", "evaluation mode", "a layer in evaluation mode"],
+    )
+    def test_it_is_no_warning(self, without, about: dict[str, Any]) -> None:
+        """A teacher feeds the loss alone, if itself, and a trunk in evaluation mode is at rest on purpose."""
+        assert list(RULE(without({0, 1, 2}, number=RULE.num_readings - 1, **about))) == []
+        (finding,) = RULE(without({0, 1, 2}, number=RULE.num_readings, **about))
+        assert (finding.severity, finding.layers) == ("notice", ("fc0", "fc1", "fc2"))
+        assert finding.evidence["cut"] is False
+
+    def test_one_living_layer_that_is_fed_is_enough(self, without) -> None:
+        """The head need not be the next layer that is called."""
+        (finding,) = RULE(without({0, 1}, fed_by_cut=[0, 0, 0, 0, 1, 0]))
+        assert (finding.severity, finding.layers) == ("warning", ("fc1", "fc0"))
+
+    def test_a_layer_of_another_optimizer_that_is_fed_says_nothing(self, without) -> None:
+        """It is judged where its own optimizer steps."""
+        rates = [0.1, 0.1, 0.1, 0.1, np.nan, 0.1]
+        assert list(RULE(without({0, 1}, fed_by_cut=[0, 0, 0, 0, 1, 0], learning_rate=rates))) == []
 
 
 class TestUnused:

@@ -84,7 +84,9 @@ def sick(observe, probe, probed):
         "vanishing.threshold": observe([1e-9, 1.0]),
         "exploding.threshold": observe([1e9, 1.0], weights=1e12),
         "dead": observe(np.zeros((10, 2))),
-        "disconnected": observe(np.where(cut, 1.0, np.nan), present=cut, signals=[probe(np.ones(4))]),
+        "disconnected": observe(
+            np.where(cut, 1.0, np.nan), present=cut, signals=[probe(np.ones(4), fed_by_cut=[0, 0, 1, 0])]
+        ),
         "spike": observe(spike, learning_rate=1e-6),
     }
 

@@ -23,9 +23,9 @@ def fading(decades: float, num_steps: int = 30) -> np.ndarray:
     return 10 ** np.linspace(-decades, 0, num_steps)
 
 
-def fit(delta):
+def fit(delta, *, both_ways=False):
     """Fit a profile given as plain numbers."""
-    return time_fit(TimeProfile(0, np.asarray(delta, dtype=np.float64)))
+    return time_fit(TimeProfile(0, np.asarray(delta, dtype=np.float64), both_ways=both_ways))
 
 
 @pytest.fixture
@@ -87,6 +87,14 @@ class TestFit:
         found = fit(np.full(20, 0.5))
         assert (found.factor, found.attenuation, found.r2) == (1.0, 0.0, 1.0)
 
+    def test_a_layer_that_reads_both_ways_is_fitted_the_way_it_fades(self) -> None:
+        """What reads backwards gets most at the first step: turned around it is the same fit; otherwise it grows."""
+        one = fit(fading(6))
+        for found in (fit(fading(6), both_ways=True), fit(fading(6)[::-1], both_ways=True)):
+            assert (found.num_steps, found.attenuation) == (one.num_steps, pytest.approx(one.attenuation))
+            assert found.factor == pytest.approx(one.factor)
+        assert fit(fading(6)[::-1]).attenuation < -3
+
     @given(logs=st.lists(st.floats(-12, 6), min_size=8, max_size=64), scale=st.floats(-6, 6))
     def test_the_loss_scale_changes_nothing(self, logs: list[float], scale: float) -> None:
         """Multiplying every gradient by a number gives the same fit."""
@@ -136,6 +144,17 @@ class TestRule:
         assert "the loss does not fall" in sick.message
         assert list(RULE(through_time(fading(-5), loss=FALLING))) == []
 
+    @pytest.mark.parametrize("way", [1, -1])
+    def test_a_layer_that_reads_both_ways_may_fade_and_never_grows(self, through_time, way: int) -> None:
+        """Towards the first step or the last, it forgets; of neither can growth be told."""
+        (finding,) = RULE(through_time(fading(13)[::way], both_ways=True, loss=FLAT))
+        assert (finding.rule, finding.severity) == ("vanishing.time", "warning")
+        # It grows, but for the one step that gets most.
+        growing = np.append(fading(-5), 1e6)[::way]
+        assert list(RULE(through_time(growing, both_ways=True, loss=FLAT))) == []
+        if way == 1:
+            assert [d.rule for d in RULE(through_time(growing, loss=FLAT))] == ["exploding.time"]
+
     @given(decades=st.floats(-2.5, 2.5), num_steps=st.integers(1, 200), scale=st.floats(-9, 9))
     def test_what_keeps_its_gradient_is_healthy(self, probed, decades: float, num_steps: int, scale: float) -> None:
         """Less than suspicion, either way, is nothing at any scale, though the loss stays flat."""
@@ -153,11 +172,17 @@ class TestRule:
         for signals in ([], [one], [one, probe(np.ones(2))]):
             assert list(RULE(observe(np.ones(2), signals=signals, loss=FLAT))) == []
 
-    def test_every_layer_that_forgets_is_told_by_itself(self, probed) -> None:
-        """Of stacked layers each has a profile of its own; healthy ones are left out."""
-        time = {0: fading(13), 1: fading(0.5), 2: fading(9)}
-        findings = list(RULE(probed(np.ones(4), time=time, loss=FLAT)))
-        assert [finding.layers for finding in findings] == [("fc0",), ("fc2",)]
+    def test_layers_that_forget_are_one_fault_the_worst_first(self, probed) -> None:
+        """Each layer has a profile of its own, the worst one's numbers are told, and healthy ones are left out."""
+        time = {0: fading(9), 1: fading(0.5), 2: fading(13)}
+        (finding,) = RULE(probed(np.ones(4), time=time, loss=FLAT))
+        assert finding.layers == ("fc2", "fc0")
+        assert finding.evidence["attenuation"] == time_fit(TimeProfile(2, fading(13))).attenuation
+
+    def test_layers_that_forget_and_layers_in_which_it_grows_are_two(self, probed) -> None:
+        """Two symptoms are two findings."""
+        findings = list(RULE(probed(np.ones(2), time={0: fading(13), 1: fading(-9)}, loss=FLAT)))
+        assert [(f.symptom.value, f.layers) for f in findings] == [("vanishing", ("fc0",)), ("exploding", ("fc1",))]
 
     def test_few_calls_of_a_shared_layer_are_depth_and_no_time(self, probed) -> None:
         """Weight sharing has fewer calls than a sequence has steps; torch's recurrent modules always have time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Heard:
         self.nodes: list[Any] = []
         self.outputs: list[Tensor] = []
         self.places: list[str] = []
-        self.mode = ActivationCalls(self.note)
+        self.mode = ActivationCalls(self.note, lambda *_: None)
 
     def note(self, name: str, node: Any, output: Tensor, place: str) -> None:
         self.names.append(name)
@@ -201,3 +202,36 @@ def test_torch_is_left_alone_while_attention_runs_in_eval_mode(heard, module, tr
     heard.mode.come_back(module)
     torch.tanh(torch.ones(2))
     assert heard.names[-1:] == (["tanh"] if aside else [])
+
+
+# ---- results without a gradient
+
+
+def made(call: Callable[[Tensor], Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the arguments of everything that was told to have made a result without a gradient."""
+    found: list[tuple[Any, dict[str, Any]]] = []
+    mode = ActivationCalls(lambda *_: None, lambda args, kwargs, _: found.append((args, kwargs)))
+    inputs = torch.ones(2, 3, requires_grad=True)
+    mode.listen()
+    call(inputs)
+    mode.rest()
+    return [(tuple(arg is inputs for arg in args), kwargs) for args, kwargs in found]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda x: x.detach(), [((True,), {})]),
+        (lambda x: x.argmax(dim=1), [((True,), {"dim": 1})]),
+        (lambda x: x.max(1), [((True, False), {})]),
+        (lambda x: torch.relu(x.detach()), [((True,), {}), ((False,), {})]),
+        (lambda x: x.detach().to(x), [((True,), {}), ((False,), {})]),
+        (lambda x: x.detach().view_as(x), [((True,), {}), ((False,), {})]),
+        # A result that asks for a gradient, and what takes nothing but a shape.
+        (lambda x: torch.relu(x * 2), []),
+        (lambda x: [torch.randn_like(x), x.new_zeros(3)], []),
+    ],
+)
+def test_results_without_a_gradient_are_told_with_what_they_were_made_of(call, expected):
+    """Whether they are one or several, of an activation or not; an argument that gives only its form is left out."""
+    assert made(call) == expected

@@ -81,7 +81,7 @@ def test_a_long_run_stays_in_its_bytes_and_keeps_a_uniform_picture():
 
 def test_the_newest_window_is_always_exact():
     """At no time is one of the newest ``window`` rows missing, and steps never repeat or turn back."""
-    history = GradientHistory(["l0"], window=10, max_bytes=60 * 73)
+    history = GradientHistory(["l0"], window=10, max_bytes=60 * 81)
     for step in range(700):
         history.append(snapshot(step))
         newest = history.readings(0).steps
@@ -92,7 +92,7 @@ def test_the_newest_window_is_always_exact():
 
 def test_interleaved_optimizers_keep_their_own_window_and_first_row():
     """A generator that steps once for four steps of its critic keeps its newest rows and its first."""
-    history = GradientHistory(["l0"], window=8, max_bytes=120 * 73)
+    history = GradientHistory(["l0"], window=8, max_bytes=120 * 81)
     own: dict[int, list[int]] = {0: [], 1: []}
     for step in range(5000):
         number = int(step % 5 == 4)
@@ -108,7 +108,7 @@ def test_interleaved_optimizers_keep_their_own_window_and_first_row():
 
 def test_an_optimizer_that_has_finished_keeps_its_picture():
     """Rows of an optimizer that no longer steps are not thinned away by the one that goes on."""
-    history = GradientHistory(["l0"], window=4, max_bytes=100 * 73)
+    history = GradientHistory(["l0"], window=4, max_bytes=100 * 81)
     for step in range(30):
         history.append(snapshot(step, 0))
     for step in range(30, 5000):
@@ -122,7 +122,7 @@ def test_an_optimizer_that_has_finished_keeps_its_picture():
 def test_a_model_that_leaves_room_for_two_rows_keeps_the_newest(max_bytes):
     """With room for hardly any row the newest ones are kept."""
     history = filled(9, max_bytes=max_bytes)
-    assert history.capacity == max(2, max_bytes // 73)
+    assert history.capacity == max(2, max_bytes // 81)
     assert history.steps[-1] == 8
     assert len(history) <= history.capacity
     check_rows(history)
@@ -152,7 +152,7 @@ def test_a_plateau_is_judged_the_same_however_the_run_was_kept(fall, fallen):
     losses = np.concatenate([np.linspace(9.0, 1.0, 10), 1.0 - fall * np.minimum(np.arange(390) / 10, 20.0)])
     runs = {
         "one": GradientHistory(["l0"], window=64),
-        "thinned": GradientHistory(["l0"], window=64, max_bytes=150 * 73),
+        "thinned": GradientHistory(["l0"], window=64, max_bytes=150 * 81),
         "restored": GradientHistory(["l0"], window=64),
     }
     for step, loss in enumerate(losses.tolist()):
@@ -230,7 +230,7 @@ def test_a_loss_that_comes_later_is_not_seen_by_a_state_that_was_saved():
 @settings(deadline=None, max_examples=60)
 def test_losses_that_come_later_are_as_if_they_had_been_known_at_once(num_rows, every, capacity, saved_at):
     """In exchanges of up to 20 rows, thinned or not, after a checkpoint or not, nothing but the moment differs."""
-    known, later = (GradientHistory(["l0"], window=32, max_bytes=capacity * 73) for _ in range(2))
+    known, later = (GradientHistory(["l0"], window=32, max_bytes=capacity * 81) for _ in range(2))
     waiting = []
     for step in range(num_rows):
         known.append(snapshot(step))
@@ -244,7 +244,7 @@ def test_losses_that_come_later_are_as_if_they_had_been_known_at_once(num_rows, 
             restored = []
             for history in (known, later):
                 state = history.state_dict()
-                fresh = GradientHistory(["l0"], window=32, max_bytes=capacity * 73)
+                fresh = GradientHistory(["l0"], window=32, max_bytes=capacity * 81)
                 fresh.load_state_dict(state)
                 restored.append(fresh)
             known, later = restored
@@ -255,13 +255,13 @@ def test_losses_that_come_later_are_as_if_they_had_been_known_at_once(num_rows, 
 
 def test_ordinals_go_on_after_a_restore():
     """The first row restored is not taken for the first of the run: thinning keeps the readings that it would have."""
-    whole, restored = (GradientHistory(["l0"], window=8, max_bytes=60 * 73) for _ in range(2))
+    whole, restored = (GradientHistory(["l0"], window=8, max_bytes=60 * 81) for _ in range(2))
     for step in range(1001):
         whole.append(snapshot(step))
         restored.append(snapshot(step))
         if step == 36:
             state = restored.state_dict()
-            restored = GradientHistory(["l0"], window=8, max_bytes=60 * 73)
+            restored = GradientHistory(["l0"], window=8, max_bytes=60 * 81)
             restored.load_state_dict(state)
             assert restored.steps.tolist() == list(range(29, 37))
     assert restored.state_dict()["counts"] == [[0, 1001]]
@@ -297,7 +297,7 @@ def test_appended_layers_have_no_past():
 
 def test_appended_layers_keep_the_bound():
     """More columns mean fewer rows: the table is thinned until it fits again."""
-    history = filled(100, window=5, max_bytes=100 * 73)
+    history = filled(100, window=5, max_bytes=100 * 81)
     history.add_layers([f"n{i}" for i in range(9)])
     assert len(history) <= history.capacity
     assert num_bytes(history) <= history.max_bytes
@@ -356,7 +356,7 @@ def test_an_empty_state_is_an_empty_history():
 
 def test_a_state_larger_than_the_table_keeps_its_newest_rows():
     """A history with less room takes the newest rows that fit, and goes on within its bytes."""
-    fresh = GradientHistory(["l0"], max_bytes=10 * 73)
+    fresh = GradientHistory(["l0"], max_bytes=10 * 81)
     fresh.load_state_dict(filled(40).state_dict())
     assert fresh.steps.tolist() == list(range(30, 40))
     for step in range(40, 100):
@@ -368,10 +368,10 @@ def test_a_state_larger_than_the_table_keeps_its_newest_rows():
 
 def test_two_optimizers_go_on_after_a_round_trip():
     """Each optimizer of a restored history keeps its own window and is thinned on its own."""
-    history = GradientHistory(["l0"], window=6, max_bytes=80 * 73)
+    history = GradientHistory(["l0"], window=6, max_bytes=80 * 81)
     for step in range(20):
         history.append(snapshot(step, step % 2))
-    fresh = GradientHistory(["l0"], window=6, max_bytes=80 * 73)
+    fresh = GradientHistory(["l0"], window=6, max_bytes=80 * 81)
     fresh.load_state_dict(history.state_dict())
     assert fresh.steps.tolist() == list(range(8, 20))
     assert fresh.optimizers.tolist() == [0, 1] * 6

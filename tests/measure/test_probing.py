@@ -19,10 +19,12 @@ from lightning_gradwatch.measure.signals import Call, SignalProbe, Signals, Unit
 from lightning_gradwatch.measure.updates import WeightSample
 
 
-def call(column: int, norm: float, size: int, *deltas: tuple[float, bool]) -> Call:
+def call(
+    column: int, norm: float, size: int, *deltas: tuple[float, bool], training: bool = True, fed_by_cut: bool = False
+) -> Call:
     """Return a call as a probe records it."""
     found = [(torch.tensor(delta, dtype=torch.float64), ours) for delta, ours in deltas]
-    return Call(column, torch.tensor(norm, dtype=torch.float64), size, 1, found)
+    return Call(column, torch.tensor(norm, dtype=torch.float64), size, 1, training, fed_by_cut, found)
 
 
 def read(signals: Signals, num_layers: int, **settings: Any) -> Any:
@@ -119,6 +121,30 @@ def test_shares_of_units_are_those_that_are_not_alive_and_not_steep():
     assert snapshot.saturated == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)
 
 
+def test_what_is_true_of_one_call_is_true_of_the_layer():
+    """A layer was in training mode, or was fed by a cut tensor, where that holds for any call; else it is not known."""
+    calls = [
+        call(0, 1.0, 1, training=False),
+        call(1, 1.0, 1, fed_by_cut=True),
+        call(1, 1.0, 1),
+        call(3, 1.0, 1, training=False, fed_by_cut=True),
+        call(0, 1.0, 1, training=True),
+    ]
+    snapshot = read(Signals(calls), 4)
+    assert snapshot.training == pytest.approx([1, 1, math.nan, 0], nan_ok=True)
+    assert snapshot.fed_by_cut == pytest.approx([0, 1, math.nan, 1], nan_ok=True)
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_a_profile_tells_whether_its_layer_reads_both_ways(both_ways):
+    """A bidirectional module's profile says so."""
+    rnn = nn.GRU(3, 2, bidirectional=both_ways)
+    snapshot = probed(nn.ModuleList([rnn]), lambda net: net[0](torch.ones(9, 2, 3))[0].sum())
+    assert [(len(profile.delta), profile.recurrent, profile.both_ways) for profile in snapshot.time] == [
+        (9, True, both_ways)
+    ]
+
+
 class Syncs(TorchDispatchMode):
     """Counts what would make a host wait for a device."""
 
@@ -186,4 +212,5 @@ def test_a_probe_of_nothing_is_empty():
     """A step of which nothing was recorded has a snapshot of unknown numbers."""
     snapshot = read(Signals(), 2)
     assert snapshot.order.tolist() == []
-    assert all(np.isnan(getattr(snapshot, name)).all() for name in ("sizes", "signal", "delta", "dead", "update_ratio"))
+    names = ("sizes", "signal", "delta", "dead", "update_ratio", "training", "fed_by_cut")
+    assert all(np.isnan(getattr(snapshot, name)).all() for name in names)

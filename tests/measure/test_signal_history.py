@@ -11,7 +11,7 @@ import torch
 from lightning_gradwatch.measure.signal_history import SignalHistory, widened_signals
 from lightning_gradwatch.measure.snapshot import SignalSnapshot, TimeProfile
 
-COLUMNS = ("sizes", "signal", "delta", "dead", "saturated", "update_ratio")
+COLUMNS = ("sizes", "signal", "delta", "dead", "saturated", "update_ratio", "training", "fed_by_cut")
 
 
 def snapshot(step: int, optimizer: int = 0, num_layers: int = 3, num_steps: int = 5) -> SignalSnapshot:
@@ -19,7 +19,10 @@ def snapshot(step: int, optimizer: int = 0, num_layers: int = 3, num_steps: int 
     generator = np.random.default_rng(step)
     values = {name: generator.random(num_layers) for name in COLUMNS}
     values["dead"][0] = np.nan
-    time = (TimeProfile(1, generator.random(num_steps)), TimeProfile(0, np.full(2, np.inf), recurrent=False))
+    time = (
+        TimeProfile(1, generator.random(num_steps), both_ways=True),
+        TimeProfile(0, np.full(2, np.inf), recurrent=False),
+    )
     names = tuple(f"layer{number}" for number in range(num_layers))
     return SignalSnapshot(step, optimizer, names, order=np.array([2, 0]), time=time, **values)
 
@@ -30,8 +33,8 @@ def assert_equal(one: SignalSnapshot, other: SignalSnapshot) -> None:
     for name in ("order", *COLUMNS):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
         assert getattr(one, name).dtype == getattr(other, name).dtype
-    assert [(t.column, t.recurrent, t.delta.tolist()) for t in one.time] == [
-        (t.column, t.recurrent, t.delta.tolist()) for t in other.time
+    assert [(t.column, t.recurrent, t.both_ways, t.delta.tolist()) for t in one.time] == [
+        (t.column, t.recurrent, t.both_ways, t.delta.tolist()) for t in other.time
     ]
 
 

@@ -319,6 +319,81 @@ def test_the_line_of_a_function_is_told_and_that_of_a_module_is_not():
     assert probe.places[1].endswith(f"test_signals.py:{line}")
 
 
+# ---- cut tensors
+
+
+class TrunkAndHead(nn.Module):
+    """Puts something between a trunk and a head, and has the head called in some way."""
+
+    def __init__(self, between: Any, around: Any = None) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), nn.Linear(4, 2)
+        self.between, self.around = between, around or (lambda function, hidden: function(hidden))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.around(self.head, self.between(self.trunk(inputs)))
+
+
+def asked(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Ask the head for labels before it learns, as self-training and double Q-learning do."""
+    with torch.no_grad():
+        labels = head(hidden * 2).argmax(1)
+    return head(torch.ones(6, 4)) * labels[:, None]
+
+
+@pytest.mark.parametrize(
+    ("between", "around", "fed"),
+    [
+        (lambda x: x.detach(), None, [0, 0, 1]),
+        (lambda x: torch.from_numpy(x.detach().numpy()) * 2, None, [0, 0, 1]),
+        (lambda x: x.detach().relu(), None, [0, 0, 1]),
+        (lambda x: x, None, [0, 0, 0]),
+        (lambda x: x + (x.round() - x).detach(), None, [0, 0, 0]),
+        # Nothing of what no graph was made for.
+        (lambda x: x, asked, [0, 0, 0]),
+        # Checkpointing runs its part without a graph first, and again in backward.
+        (lambda x: x, lambda head, x: checkpoint(nn.Sequential(head, nn.Tanh()), x, use_reentrant=True), [0, 0, 0]),
+    ],
+    ids=["detach", "numpy", "activation", "whole", "straight through", "asked", "checkpointed"],
+)
+def test_a_layer_that_learns_is_told_to_be_fed_by_a_cut_tensor(between, around, fed):
+    """Only the layer behind the cut; what is computed without any graph feeds no learning."""
+    snapshot = probed(TrunkAndHead(between, around), lambda net: net(INPUTS.float()).square().sum())
+    assert snapshot.fed_by_cut.tolist() == fed
+
+
+def test_checkpointed_layers_are_fed_by_nothing_that_is_cut():
+    """Within a reentrant checkpoint each layer has an input without a graph, and that is no cut."""
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    run = lambda net: checkpoint(net, INPUTS.float().requires_grad_(), use_reentrant=True).sum()  # noqa: E731
+    probe = SignalProbe()
+    probe.begin(find_layers(net))
+    loss = run(net)
+    assert [call.fed_by_cut for call in probe._signals.calls] == [False] * 3
+    loss.backward()
+    probe.end()
+
+
+def test_what_was_cut_in_one_batch_is_forgotten_in_the_next():
+    """A tensor that a person keeps from the batch before is an input like any other."""
+    kept: list[Tensor] = []
+
+    def keeps(hidden: Tensor) -> Tensor:
+        kept.append(hidden.detach())
+        return kept[0]
+
+    net, probe = TrunkAndHead(keeps), SignalProbe()
+    fed = [probed(net, lambda net: net(INPUTS.float()).sum(), probe).fed_by_cut[2] for _ in range(2)]
+    assert fed == [1, 0]
+
+
+def test_the_mode_of_each_layer_is_told():
+    """Training or evaluation, as it was when the layer was called."""
+    net = TrunkAndHead(lambda x: x)
+    net.trunk[0].eval()
+    assert probed(net, lambda net: net(INPUTS.float()).sum()).training.tolist() == [0, 1, 1]
+
+
 # ---- nothing is left, kept or changed
 
 

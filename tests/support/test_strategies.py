@@ -272,10 +272,10 @@ def test_a_fault_is_the_same_everywhere_and_told_once(played, name):
     for record in records:
         assert_right(record)
         assert record["disabled"] is None
-        assert [d[:3] + d[4:] for d in record["diagnoses"]] == [["vanishing.depth", "vanishing", "warning", 2]]
+        assert [d[:3] + d[4:] for d in record["diagnoses"]] == [["vanishing.depth", "vanishing", "warning", 3]]
         assert record["diagnoses"][0][3][0] == "net.0"
         assert record["health"]
-        assert record["global_step"] == (3 if name == "fsdp2_stop_on" else STEPS)
+        assert record["global_step"] == (4 if name == "fsdp2_stop_on" else STEPS)
     assert_alike(records)
     log = log_of(played, name)
     assert log.count("VANISHING: ") == 1

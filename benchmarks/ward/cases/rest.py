@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,78 @@ class Tied(nn.Module):
         return out
 
 
+class Taught(nn.Module):
+    """A student and a teacher."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.teacher = dense(inputs, outputs, depth=2, width=32, activation="relu")
+        self.student = dense(inputs, outputs, depth=2, width=32, activation="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the student's logits."""
+        out: Tensor = self.student(x)
+        return out
+
+
+def _distilled(model: nn.Module, batch: Batch) -> Tensor:
+    """Ask the teacher first, without a graph, as it is done everywhere."""
+    assert isinstance(model, Taught)
+    with torch.no_grad():
+        wanted = model.teacher(batch[0]).softmax(1)
+    out = model(batch[0])
+    return F.cross_entropy(out, batch[1]) + 0.1 * F.cross_entropy(out, wanted)
+
+
+def _taught(recipe: Recipe) -> Callable[[int], Lesson]:
+    """Make the lesson with a teacher; the optimizer holds all that the network has."""
+    return lambda seed: replace(recipe.lesson(seed), loss=_distilled)
+
+
+class Resting(nn.Module):
+    """A head on wide random features, which are enough for it.
+
+    Args:
+        inputs: Numbers that go in.
+        outputs: Classes.
+        resting: Whether the features stay in evaluation mode and are computed without a graph.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, resting: bool) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
+        self.head = nn.Linear(256, outputs)
+        self._resting = resting
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        if self._resting:
+            self.trunk.eval()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._resting):
+            x = self.trunk(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def _resting(inputs: int, outputs: int) -> nn.Module:
+    return Resting(inputs, outputs, resting=True)
+
+
+def _ready(inputs: int, outputs: int) -> nn.Module:
+    return Resting(inputs, outputs, resting=False)
+
+
+def _head_alone(recipe: Recipe) -> Callable[[int], Lesson]:
+    """Make the lesson with an optimizer that was made of the head, while the trunk asks for gradients."""
+
+    def lesson(seed: int) -> Lesson:
+        made = recipe.lesson(seed)
+        assert isinstance(made.model, Resting)
+        return replace(made, optimizer=optimizer_of(recipe.optimizer, made.model.head, recipe.rate))
+
+    return lesson
+
+
 def _freeze_first(model: nn.Module) -> None:
     for layer in list(linears(model))[:3]:
         layer.requires_grad_(False)
@@ -156,6 +229,11 @@ def cases() -> tuple[Case, ...]:
              "fine-tuning of a head"),
         well("rest/unused-branch", Recipe(network=Spare, num_steps=400), "unused layers"),
         well("rest/tied-layers", Recipe(network=Tied, num_steps=400), "weight sharing"),
+        Case("rest/teacher-first", _taught(Recipe(network=Taught, rate=3e-3)),
+             negative="a teacher that the optimizer holds"),
+        well("rest/frozen-trunk-eval", Recipe(network=_resting, rate=1e-2), "a trunk at rest that the optimizer holds"),
+        Case("rest/head-in-the-optimizer-alone", _head_alone(Recipe(network=_ready, rate=1e-2)),
+             negative="fine-tuning of a head"),
         Case("rest/embedding-adam", _words("adam", 1e-2, 600, sparse=False), negative="sparse rows"),
         Case("rest/embedding-sparse-adam", _words("", 5e-2, 1000, sparse=True), negative="sparse rows"),
         Case("rest/embedding-adagrad", _words("adagrad", 0.1, 600, sparse=False), negative="sparse rows"),

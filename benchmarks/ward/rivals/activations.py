@@ -70,6 +70,8 @@ def _by_unit(mask: Tensor) -> FloatArray:
 def _mean(calls: list[Units]) -> Units:
     """Average over calls of the same shape; the last one's shape counts."""
     last = calls[-1]
+    if len(calls) == 1:
+        return last
     same = [each for each in calls if each.off.shape == last.off.shape and each.beyond_5.shape == last.beyond_5.shape]
     return Units(
         last.layer,
