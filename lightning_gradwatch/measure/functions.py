@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from lightning_gradwatch.measure.cuts import node_of
+
 _NAMES = {
     "relu": "relu", "relu6": "relu", "leaky_relu": "leaky_relu", "prelu": "leaky_relu", "rrelu": "leaky_relu",
     "threshold": "relu", "sigmoid": "sigmoid", "hardsigmoid": "sigmoid", "special_expit": "sigmoid",
@@ -98,7 +100,7 @@ class ActivationCalls(TorchFunctionMode):
             return result
         given = args[0] if args else kwargs.get("input")
         # Before the call: an activation in place gives its input another node.
-        node = _node_of(given)
+        node = node_of(given)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._seen(name, node, result, _calling_line())
@@ -124,14 +126,6 @@ def _name_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         # nn.ReLU6 calls it from 0 to 6; of other bounds it is not known where its units are flat.
         return "relu" if low == 0 else "tanh" if (low, high) == (-1, 1) else "hardtanh"
     return _NAMES.get(name)
-
-
-def _node_of(given: object) -> Any:
-    try:
-        return given.grad_fn if isinstance(given, Tensor) else None
-    except RuntimeError:
-        # A view that was made without gradients and has been written to since.
-        return None
 
 
 def _modes() -> list[TorchFunctionMode]:

@@ -74,7 +74,7 @@ class ProbeReading:
             saturated=self._shares(steep),
             update_ratio=self._updates(moved),
             training=self._any(calls, [call.training for call in calls]),
-            fed_by_cut=self._any(calls, [call.fed_by_cut for call in calls]),
+            fed_by_cut=self._any(calls, _fed_by_lost(calls)),
             time=(*self._recurrent(times, factor), *self._repeated(calls, _regrouped(deltas, chosen), factor)),
         )
 
@@ -168,6 +168,13 @@ def _deltas(call: Call) -> list[Tensor]:
     """Return the gradients of the step's own backward pass; of any other where nobody announced one."""
     announced = [norm for norm, in_backward in call.deltas if in_backward]
     return announced or [norm for norm, _ in call.deltas]
+
+
+def _fed_by_lost(calls: Sequence[Call]) -> list[bool]:
+    """Tell which calls were fed, behind a cut, by a layer of this step to which no gradient came back on any way."""
+    reached = {call.column for call in calls if call.deltas}
+    lost = {call.column for call in calls} - reached
+    return [not lost.isdisjoint(call.fed_by_cut) for call in calls]
 
 
 def _order(calls: Sequence[Call]) -> IntArray:

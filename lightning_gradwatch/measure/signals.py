@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.measure.cuts import CutTensors
+from lightning_gradwatch.measure.cuts import NOWHERE, Columns, CutTensors
 from lightning_gradwatch.measure.functions import ActivationCalls
 from lightning_gradwatch.measure.layers import ROOT, Layer
 from lightning_gradwatch.measure.magnitude import alive_units, has_slopes, measurable, norm_in_pieces, steep_units
@@ -31,8 +31,7 @@ class Call:
         size: How many numbers the output has.
         unit_dim: Dimension of its units.
         training: Whether the layer was in training mode.
-        fed_by_cut: Whether its output asks for a gradient, and its input was made of something trainable that none
-            will come back to.
+        fed_by_cut: Where its output asks for a gradient: the layers that its input stems from without a graph between.
         deltas: Norm of the gradient with respect to the output, and whether it came in the step's own backward pass.
     """
 
@@ -41,7 +40,7 @@ class Call:
     size: int
     unit_dim: int
     training: bool
-    fed_by_cut: bool
+    fed_by_cut: Columns
     deltas: list[tuple[Tensor, bool]] = field(default_factory=list)
 
 
@@ -94,6 +93,7 @@ class SignalProbe:
         self.failure = ""
         self._signals = Signals()
         self._columns: dict[int, int] = {}
+        self._layers: Sequence[Layer] = ()
         self._handles: list[RemovableHandle] = []
         self._tensor_handles: list[RemovableHandle] = []
         self._listens = False
@@ -120,7 +120,7 @@ class SignalProbe:
             layers: The model's layers.
         """
         self.end()
-        self._signals = Signals()
+        self._signals, self._layers = Signals(), layers
         modules = {column: layer.module for column, layer in enumerate(layers) if layer.name != ROOT}
         with self._guarded():
             self._hook({c: m for c, m in modules.items() if m and not isinstance(m, torch.jit.ScriptModule)})
@@ -181,6 +181,7 @@ class SignalProbe:
         self._handles.clear()
         self._tensor_handles.clear()
         self._columns.clear()
+        self._layers = ()
         self._starts.clear()
         self._cuts = CutTensors()
         self._listens = self._waits = self._in_backward = False
@@ -239,9 +240,12 @@ class SignalProbe:
             value = output_of(output)
             if value is not None:
                 # Without a graph (a target network that is asked, a checkpointed block) nothing would come back anyway.
-                self._record(column, module, value, fed_by_cut=value.requires_grad and self._cuts.has(args))
+                self._record(column, module, value, self._cuts.origins(args) if value.requires_grad else NOWHERE)
+                # Asked only now: a GAN freezes its generator after the batch has begun.
+                if self._layers[column].trainable:
+                    self._cuts.mark(args, (value, output), column)
 
-    def _record(self, column: int, module: nn.Module, value: Tensor, *, fed_by_cut: bool) -> None:
+    def _record(self, column: int, module: nn.Module, value: Tensor, fed_by_cut: Columns) -> None:
         signals, dim = self._signals, unit_dim(module, value)
         call = Call(column, norm_in_pieces(value), value.numel(), dim, module.training, fed_by_cut)
         signals.calls.append(call)

@@ -140,8 +140,9 @@ class SignalSnapshot:
         saturated: Share of the units whose sigmoid or tanh is flat for every sample of the batch, ``[num_layers]``.
         update_ratio: ``|dW| / |W|``: how far the optimizer really moved each layer, ``[num_layers]``.
         training: 1 for a layer that was called in training mode, 0 for one in evaluation mode, ``[num_layers]``.
-        fed_by_cut: 1 for a layer whose input was made of something trainable that no gradient will come back to, 0
-            for any other that was called, ``[num_layers]``.
+        fed_by_cut: 1 for a layer whose own output asks for a gradient, and whose input was made, behind a cut, of the
+            output of a trainable layer to which no gradient came back in this step; 0 for any other that was called,
+            ``[num_layers]``.
         time: Profiles along time, one for each layer that is used step after step.
     """
 

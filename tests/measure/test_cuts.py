@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everywhere
 
-from lightning_gradwatch.measure.cuts import CutTensors
+from lightning_gradwatch.measure.cuts import MAX_NODES, CutTensors, node_of
 from lightning_gradwatch.measure.functions import ActivationCalls
 
 RAW = torch.arange(6.0).reshape(2, 3) + 1
@@ -36,13 +36,19 @@ class Followed:
         self.mode.rest()
 
 
-def is_cut(make: Callable[[Tensor], Any], *, raw: bool = False) -> bool:
-    """Tell whether what is made of a layer's output, or of a raw batch, is told to be cut."""
+def layer_in(cuts: CutTensors, column: int, *, given: Tensor = RAW) -> Tensor:
+    """Return the output of a new layer, which is told of."""
+    output = nn.Linear(3, 3)(given)
+    cuts.mark((given,), output, column)
+    return output
+
+
+def origins_of(make: Callable[..., Any], *columns: int) -> set[int]:
+    """Return the layers that something is told to stem from, which is made of layers' outputs, or of a raw batch."""
     torch.manual_seed(0)
-    layer = nn.Linear(3, 3)
     with Followed() as cuts:
-        made = make(RAW.clone() if raw else layer(RAW))
-    return cuts.has(made)
+        made = make(*[layer_in(cuts, column) for column in columns] or [RAW.clone()])
+    return set(cuts.origins(made))
 
 
 def without_graph(make: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -105,9 +111,9 @@ CUTS = {
 
 @pytest.mark.parametrize("name", CUTS)
 def test_what_lost_the_way_back_is_cut(name):
-    """However a result comes off the graph, and whatever becomes of it; the same of a raw batch is not cut."""
-    assert is_cut(CUTS[name])
-    assert not is_cut(CUTS[name], raw=True)
+    """However a result comes off the graph, its layer stays known; the same of a raw batch is not cut."""
+    assert origins_of(CUTS[name], 7) == {7}
+    assert origins_of(CUTS[name]) == set()
 
 
 WHOLE = {
@@ -128,58 +134,143 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_has_its_way_back_and_what_never_had_one_is_not_cut(name):
     """Straight-through estimators keep their gradient, and what takes only a shape has none to lose."""
-    assert not is_cut(WHOLE[name])
+    assert origins_of(WHOLE[name], 7) == set()
+
+
+# ---- which layers it stems from
+
+SEVERAL = {
+    "one of two": (lambda x, _: x.detach(), {1}),
+    "cut, then joined": (lambda x, y: x.detach() + y.data, {1, 2}),
+    "joined, then cut": (lambda x, y: torch.cat([x.relu(), y]).detach(), {1, 2}),
+    # What has a graph is known by its graph alone.
+    "cut, joined with a graph, cut": (lambda x, y: (x.detach() * y).argmax(1), {2}),
+    "side by side": (lambda x, y: [x.detach(), {"whole": y}], {1}),
+    "written into each other": (lambda x, y: written(x.detach(), y.detach()), {1, 2}),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_what_is_made_of_several_layers_stems_from_all_of_them(name):
+    """And of nothing else: what stands beside it, or keeps its graph, does not count."""
+    make, expected = SEVERAL[name]
+    assert origins_of(make, 1, 2) == expected
+
+
+def test_the_nearest_layer_is_the_origin():
+    """What lies behind it does not count, unless a way leads around it."""
+    with Followed() as cuts:
+        first = layer_in(cuts, 1)
+        second = layer_in(cuts, 2, given=first.tanh())
+        assert cuts.origins(second.detach()) == {2}
+        assert cuts.origins((first + second).detach()) == {1, 2}
+
+
+def test_a_layer_without_a_graph_is_the_origin_of_what_it_makes():
+    """Under ``no_grad`` the layer that was called last counts, and one that cannot be trained passes on what it got."""
+    with Followed() as cuts, torch.no_grad():
+        second = layer_in(cuts, 2, given=layer_in(cuts, 1).tanh())
+        assert cuts.origins(second * 2) == {2}
+        assert cuts.origins(nn.Linear(3, 3).requires_grad_(requires_grad=False)(second)) == {2}
+
+
+def test_what_a_layer_passes_on_does_not_stem_from_it():
+    """Its own input, and masks and lengths, which are whole numbers or flags."""
+    cuts, mask, made = CutTensors(), RAW > 1, RAW * 2
+    cuts.mark((RAW, {"mask": mask}), [RAW, mask, mask.long(), {"out": made}, None], 4)
+    assert [set(cuts.origins(value)) for value in (RAW, mask, mask.long(), made)] == [set(), set(), set(), {4}]
+
+
+@pytest.mark.parametrize("make", [lambda w: w.detach(), lambda w: (w * 2).data, lambda w: w.exp().sum().argmax()])
+def test_a_bare_parameter_is_no_layer(make):
+    """Of an exponential average of weights, or of a penalty that is logged, it is not known whom it feeds."""
+    with Followed() as cuts:
+        assert cuts.origins(make(nn.Parameter(RAW.clone()))) == set()
+
+
+@pytest.mark.parametrize(("num_nodes", "expected"), [(MAX_NODES - 1, {5}), (MAX_NODES, set())])
+def test_a_walk_back_comes_to_an_end(num_nodes, expected):
+    """Behind more operations than that no layer is looked for."""
+    with Followed() as cuts:
+        value = layer_in(cuts, 5)
+        for _ in range(num_nodes):
+            value = value.exp()
+        assert cuts.origins(value.detach()) == expected
+
+
+def test_ways_that_meet_are_walked_once():
+    """Sixty sums of a value with itself are sixty nodes, and not 2 to the 60 ways."""
+    with Followed() as cuts:
+        value = layer_in(cuts, 5)
+        for _ in range(60):
+            value = value + value
+        assert cuts.origins(value.detach()) == {5}
+
+
+def test_a_tensor_whose_node_torch_does_not_tell_has_none():
+    """A view that was made without gradients and has been written to since."""
+    base = nn.Linear(3, 3)(RAW) * 1
+    with torch.no_grad():
+        view = base[0]
+    base.mul_(2)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        view.grad_fn  # noqa: B018 - asking is what fails
+    assert node_of(view) is None
+
+
+# ---- memory
 
 
 def test_what_numpy_has_computed_is_not_found_again():
     """A new array lies in memory of its own: that is a limit, and no false alarm."""
-    assert not is_cut(lambda x: torch.from_numpy(np.tanh(x.detach().numpy())))
+    assert origins_of(lambda x: torch.from_numpy(np.tanh(x.detach().numpy())), 7) == set()
 
 
 def test_the_memory_of_an_array_that_is_gone_is_anybodys():
     """A tensor that lies where a cut array lay, or beside one, is not cut."""
     block = np.zeros(12, dtype=np.float32)
     whole = torch.from_numpy(block)
-    cuts, weight = CutTensors(), torch.ones(1, requires_grad=True)
+    cuts = CutTensors()
+    hidden = layer_in(cuts, 7)
     array = whole[:4].numpy()
-    cuts.note((weight,), {}, array)
-    assert [cuts.has(whole[start:]) for start in (0, 3, 4)] == [True, True, False]
+    cuts.note((hidden,), {}, array)
+    assert [set(cuts.origins(whole[start:])) for start in (0, 3, 4)] == [{7}, {7}, set()]
     del array
     gc.collect()
-    assert not cuts.has(whole)
+    assert not cuts.origins(whole)
 
 
 @pytest.mark.parametrize("size", [(0,), (0, 3)])
 def test_an_empty_array_has_no_memory(size):
     """Tensors without numbers and without storage are not found in it."""
-    cuts, weight = CutTensors(), torch.ones(1, requires_grad=True)
+    cuts = CutTensors()
+    hidden = layer_in(cuts, 7)
     empty = np.empty(size, dtype=np.float32)
-    cuts.note((weight,), {}, empty)
-    assert not cuts.has([torch.empty(0), torch.empty(3, device="meta"), RAW])
+    cuts.note((hidden,), {}, empty)
+    assert not cuts.origins([torch.empty(0), torch.empty(3, device="meta"), RAW])
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 def test_tensors_without_storage_do_not_fail():
     """Sparse ones, those of another device and those inside a torch.func transform have no address."""
     with Followed() as cuts:
-        kept = nn.Linear(3, 3)(RAW).detach().numpy()
+        kept = layer_in(cuts, 7).detach().numpy()
         strange = [RAW.to_sparse(), RAW.to_sparse_csr(), torch.empty(3, device="meta")]
-        assert not cuts.has(strange)
+        assert not cuts.origins(strange)
         cuts.note(tuple(strange), {}, RAW)
-        found = torch.vmap(lambda x: torch.relu(x * 2 + float(cuts.has(x))))(RAW)
+        found = torch.vmap(lambda x: torch.relu(x * 2 + len(cuts.origins(x))))(RAW)
     assert kept.shape == (2, 3)
-    assert not cuts.has(RAW)
+    assert not cuts.origins(RAW)
     assert torch.equal(found, RAW * 2)
 
 
 @pytest.mark.parametrize("how", ["tensor", "array"])
 def test_nothing_is_kept_alive(how):
     """What was noted dies when the person lets go of it, also in the middle of a step."""
-    layer = nn.Linear(3, 3)
     with Followed() as cuts:
-        hidden = layer(RAW).detach() * 2
+        hidden = layer_in(cuts, 7).detach() * 2
         kept: Any = hidden.numpy() if how == "array" else hidden.clone()
-        assert cuts.has(torch.from_numpy(kept) if how == "array" else kept)
+        assert cuts.origins(torch.from_numpy(kept) if how == "array" else kept)
         references = [weakref.ref(hidden), weakref.ref(kept)]
         del hidden, kept
         gc.collect()
@@ -188,20 +279,25 @@ def test_nothing_is_kept_alive(how):
 
 def test_many_arrays_leave_nothing_behind():
     """Arrays that are gone are forgotten: a loop that logs does not make each look dearer."""
-    cuts, weight = CutTensors(), torch.ones(1, requires_grad=True)
+    cuts = CutTensors()
+    hidden = layer_in(cuts, 7)
     for _ in range(100):
-        cuts.note((weight,), {}, np.ones(3))
+        cuts.note((hidden,), {}, np.ones(3))
     assert len(cuts._arrays) <= 2
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda cuts: pickle.loads(pickle.dumps(cuts))])
 def test_a_copy_knows_nothing(again):
     """Copied and pickled at any time, with tensors and arrays noted; the copy works."""
-    cuts, weight = CutTensors(), torch.ones(1, requires_grad=True)
-    value, array = weight.detach(), weight.detach().numpy()
-    cuts.note((weight,), {}, value)
-    cuts.note((weight,), {}, array)
+    cuts = CutTensors()
+    hidden = layer_in(cuts, 7)
+    value, array = hidden.detach(), hidden.detach().numpy()
+    cuts.note((hidden,), {}, value)
+    cuts.note((hidden,), {}, array)
     other = again(cuts)
-    assert (cuts.has(value), other.has(value)) == (True, False)
-    other.note((weight,), {}, value)
-    assert other.has(value)
+    assert (set(cuts.origins(value)), set(other.origins(value))) == ({7}, set())
+    other.note((hidden,), {}, value)
+    assert other.origins(value) == set()
+    other.mark((), hidden, 8)
+    other.note((hidden,), {}, value)
+    assert (set(cuts.origins(value)), set(other.origins(value))) == ({7}, {8})

@@ -20,11 +20,11 @@ from lightning_gradwatch.measure.updates import WeightSample
 
 
 def call(
-    column: int, norm: float, size: int, *deltas: tuple[float, bool], training: bool = True, fed_by_cut: bool = False
+    column: int, norm: float, size: int, *deltas: tuple[float, bool], training: bool = True, fed_by_cut: Any = ()
 ) -> Call:
     """Return a call as a probe records it."""
     found = [(torch.tensor(delta, dtype=torch.float64), ours) for delta, ours in deltas]
-    return Call(column, torch.tensor(norm, dtype=torch.float64), size, 1, training, fed_by_cut, found)
+    return Call(column, torch.tensor(norm, dtype=torch.float64), size, 1, training, frozenset(fed_by_cut), found)
 
 
 def read(signals: Signals, num_layers: int, **settings: Any) -> Any:
@@ -125,14 +125,39 @@ def test_what_is_true_of_one_call_is_true_of_the_layer():
     """A layer was in training mode, or was fed by a cut tensor, where that holds for any call; else it is not known."""
     calls = [
         call(0, 1.0, 1, training=False),
-        call(1, 1.0, 1, fed_by_cut=True),
+        call(1, 1.0, 1, fed_by_cut={0}),
         call(1, 1.0, 1),
-        call(3, 1.0, 1, training=False, fed_by_cut=True),
+        call(3, 1.0, 1, training=False, fed_by_cut={0}),
         call(0, 1.0, 1, training=True),
     ]
     snapshot = read(Signals(calls), 4)
     assert snapshot.training == pytest.approx([1, 1, math.nan, 0], nan_ok=True)
     assert snapshot.fed_by_cut == pytest.approx([0, 1, math.nan, 1], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("origins", "fed"),
+    [
+        (set(), 0),
+        ({0}, 1),
+        # It learns, in one of its calls and in every one.
+        ({1}, 0),
+        ({2}, 0),
+        ({0, 1, 2}, 1),
+        # Of what this step has not called nothing is known.
+        ({3}, 0),
+    ],
+)
+def test_a_cut_counts_where_nothing_came_back_to_a_layer_that_it_stems_from(origins, fed):
+    """A detached copy of what learns on another way is no harm, and one lost layer among the origins is."""
+    calls = [
+        call(0, 1.0, 1),
+        call(1, 1.0, 1, (1.0, True)),
+        call(1, 1.0, 1),
+        call(2, 1.0, 1, (0.0, False)),
+        call(4, 1.0, 1, (1.0, True), fed_by_cut=origins),
+    ]
+    assert read(Signals(calls), 5).fed_by_cut == pytest.approx([0, 0, 0, math.nan, fed], nan_ok=True)
 
 
 @pytest.mark.parametrize("both_ways", [True, False])

@@ -362,6 +362,66 @@ def test_a_layer_that_learns_is_told_to_be_fed_by_a_cut_tensor(between, around, 
     assert snapshot.fed_by_cut.tolist() == fed
 
 
+def both(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Have the head learn from what is cut, and the trunk from something else."""
+    return head(hidden.detach()) + hidden.sum()
+
+
+def by_numpy(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Do the same with an array between them."""
+    return head(torch.from_numpy(hidden.detach().numpy()).relu()) + hidden.mean()
+
+
+@pytest.mark.parametrize("around", [both, by_numpy])
+def test_what_is_cut_from_layers_that_learn_feeds_no_one(around):
+    """A probe on detached features stems from the trunk, and the trunk has its gradient from elsewhere."""
+    probe, net = SignalProbe(), TrunkAndHead(lambda x: x, around)
+    probe.begin(find_layers(net))
+    net(INPUTS.float()).sum().backward()
+    assert [call.fed_by_cut for call in probe._signals.calls] == [set(), set(), {1}]
+    assert recorded(net, probe).fed_by_cut.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("state", ["hidden", "cell", "output"])
+@pytest.mark.parametrize("cut", [lambda x: x.detach(), lambda x: x], ids=["detached", "without graph"])
+def test_each_output_of_a_layer_stems_from_it(state, cut):
+    """The states of a recurrent layer as much as what it returns first."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.LSTM(5, 4), nn.Linear(4, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            with torch.set_grad_enabled(cut(inputs) is not inputs):
+                output, (hidden, cell) = self.body(inputs)
+            return self.head(cut({"hidden": hidden, "cell": cell, "output": output}[state])[-1])
+
+    assert probed(Net(), lambda net: net(INPUTS.float()[:, None]).sum()).fed_by_cut.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_what_could_be_trained_is_cut(frozen):
+    """A generator that a GAN has frozen by now, though not yet when the batch began, feeds nothing that is cut."""
+    net, probe = TrunkAndHead(lambda x: x.detach()), SignalProbe()
+
+    def step(net: nn.Module) -> Tensor:
+        net.trunk.requires_grad_(not frozen)
+        return net(INPUTS.float()).sum()
+
+    assert probed(net, step, probe).fed_by_cut.tolist() == [0, 0, 0 if frozen else 1]
+
+
+def test_a_probe_that_has_ended_keeps_no_layer():
+    """What it needed of the layers, to ask whether they can be trained, is let go."""
+    net, probe = nn.Sequential(nn.Linear(5, 1)), SignalProbe()
+    gone = weakref.ref(net[0])
+    probed(net, lambda net: net(INPUTS.float()).sum(), probe)
+    del net
+    gc.collect()
+    assert gone() is None
+
+
 def test_checkpointed_layers_are_fed_by_nothing_that_is_cut():
     """Within a reentrant checkpoint each layer has an input without a graph, and that is no cut."""
     net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 2))
@@ -369,7 +429,7 @@ def test_checkpointed_layers_are_fed_by_nothing_that_is_cut():
     probe = SignalProbe()
     probe.begin(find_layers(net))
     loss = run(net)
-    assert [call.fed_by_cut for call in probe._signals.calls] == [False] * 3
+    assert [call.fed_by_cut for call in probe._signals.calls] == [frozenset()] * 3
     loss.backward()
     probe.end()
 

@@ -61,7 +61,7 @@ def watched(pl: Any, directory: Any, data: Any, net: Any, max_steps: int, *callb
 
 
 def fed(watch: GradWatch) -> set[str]:
-    """Name the layers that a cut tensor was fed into, in any probe."""
+    """Name the layers that were fed, in any probe, by a cut tensor of layers that do not learn."""
     return {name for p in watch.probes for name, flag in zip(p.layers, p.fed_by_cut, strict=True) if flag == 1}
 
 
@@ -162,15 +162,40 @@ class Probed(Cut):
         return super().loss(inputs, labels) + F.cross_entropy(self.probe(self.trunk(inputs).detach()), labels)
 
 
+class BootstrappedAndProbed(Bootstrapped):
+    """Has an online probe on detached features, beside the momentum encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe = nn.Linear(WIDTH, CLASSES)
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return super().loss(inputs, labels) + F.cross_entropy(self.probe(self.online(inputs).detach()), labels)
+
+
+class QuantizedAndDistilled(Quantized):
+    """Asks a teacher first, and feeds a codebook by the index of the nearest code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = trunk()
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        wanted = without_graph(self.teacher, inputs)
+        return super().loss(inputs, labels) + F.mse_loss(self.hidden, wanted)
+
+
 TEACHER = {"net.teacher.0.0", "net.teacher.0.2", "net.teacher.1"}
 AT_REST = {
     "teacher first": (Distilled, TEACHER, set()),
     "momentum encoder first": (Bootstrapped, {"net.target.0", "net.target.2"}, set()),
     "target network first": (DoubleQ, {"net.target.0.0", "net.target.0.2", "net.target.1"}, set()),
-    # The codebook is fed by the index of the nearest code.
-    "vector quantization": (Quantized, set(), {"net.codes"}),
+    # What is cut here stems from layers that learn on another way.
+    "vector quantization": (Quantized, set(), set()),
+    "probe on detached features": (Probed, set(), set()),
+    "momentum encoder and a probe": (BootstrappedAndProbed, {"net.target.0", "net.target.2"}, set()),
+    "teacher and a codebook": (QuantizedAndDistilled, {"net.teacher.0", "net.teacher.2"}, set()),
     "frozen trunk": (Frozen, {"net.trunk.0", "net.trunk.2"}, {"net.head.0"}),
-    "probe on detached features": (Probed, set(), {"net.probe"}),
 }
 
 
