@@ -346,6 +346,10 @@ class GradWatch(Callback):
             stop = self.core.stops(onsets)
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the core that the epoch is over; a batch at which the module skips the rest of it has no end."""
+        self.core.end_epoch()
+
     @harmless
     def _publish(self, trainer: Trainer) -> None:
         for number, norm in self.core.global_norms.items():

@@ -76,7 +76,7 @@ class Judge:
             What is to be told, with remedies.
         """
         if self._restored:
-            self._advise_again(reader, snapshot)
+            self._advise_again(reader, snapshot, history)
         seen = self._count(snapshot)
         observations = self._observe(snapshot, history, probes, reader, optimizer)
         findings = heard(self._ask(observations), self._settings.ignore)
@@ -85,7 +85,7 @@ class Judge:
         present = {history.layers[column]: int(column) for column in np.flatnonzero(snapshot.present)}
         changes = self.tracker.update(findings, snapshot.optimizer, snapshot.step, present, seen.tolist())
         return replace(
-            changes, onsets=tuple(self._advised(diagnosis, reader, snapshot) for diagnosis in changes.onsets)
+            changes, onsets=tuple(self._advised(diagnosis, reader, snapshot, history) for diagnosis in changes.onsets)
         )
 
     def healthy(
@@ -115,7 +115,8 @@ class Judge:
         if profile is not None and abs(profile.attenuation) > _STEEP:
             return None
         self._cleared.add(number)
-        moved = probes[-1].update_ratio[np.isfinite(probes[-1].update_ratio)]
+        # A layer without a gradient is not moved, and says nothing of the learning rate.
+        moved = probes[-1].update_ratio[np.isfinite(probes[-1].update_ratio) & snapshot.present]
         return Verdict(profile.factor if profile else None, float(np.median(moved)) if moved.size else None)
 
     def _observe(
@@ -135,6 +136,10 @@ class Judge:
             gradients=history.readings(snapshot.optimizer),
             loss=history.losses_of(snapshot.optimizer),
             signals=probes,
+            num_present=self._count_of(snapshot),
+            num_elsewhere=max(
+                (int(n.max(initial=0)) for number, n in self._seen.items() if number != snapshot.optimizer), default=0
+            ),
         )
 
     def _ask(self, observations: Observations) -> list[Diagnosis]:
@@ -156,8 +161,10 @@ class Judge:
         layers = finding.layers or observations.names(present)
         return replace(finding, optimizer=observations.optimizer, step=observations.step, layers=layers)
 
-    def _advised(self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot) -> Diagnosis:
-        advice = self._advice(diagnosis, reader, snapshot)
+    def _advised(
+        self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot, history: GradientHistory
+    ) -> Diagnosis:
+        advice = self._advice(diagnosis, reader, snapshot, history)
         if advice is None:
             return diagnosis
         cause = "; ".join(part for part in (diagnosis.cause, advice.weights) if part)
@@ -166,18 +173,22 @@ class Judge:
         self.tracker.exchange(diagnosis, advised)
         return advised
 
-    def _advise_again(self, reader: Reader, snapshot: GradientSnapshot) -> None:
+    def _advise_again(self, reader: Reader, snapshot: GradientSnapshot, history: GradientHistory) -> None:
         """Find the ways out of what lasts since before a checkpoint: they belong to a living model."""
         self._restored = False
         for diagnosis in self.tracker.open():
-            advice = self._advice(diagnosis, reader, snapshot)
+            advice = self._advice(diagnosis, reader, snapshot, history)
             if advice is not None:
                 self.tracker.exchange(diagnosis, replace(diagnosis, remedies=advice.remedies))
 
-    def _advice(self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot) -> Advice | None:
+    def _advice(
+        self, diagnosis: Diagnosis, reader: Reader, snapshot: GradientSnapshot, history: GradientHistory
+    ) -> Advice | None:
         roots = np.sqrt([max(about.num_parameters, 1) for about in reader.descriptions])
-        names = (about.name for about in reader.descriptions)
+        names = [about.name for about in reader.descriptions]
         before = dict(zip(names, (snapshot.weight_norms / roots).tolist(), strict=True))
+        first = int(np.argmax(history.optimizers == snapshot.optimizer))
+        at_first = dict(zip(names, (history.weight_norms[first] / roots).tolist(), strict=True))
         try:
             return advise(
                 diagnosis,
@@ -185,6 +196,7 @@ class Judge:
                 reader.layers,
                 reader.descriptions,
                 weights_before=before,
+                weights_at_first=at_first,
                 clips=self._settings.clipper is not None,
                 skips=self._settings.on_nonfinite != "warn",
             )

@@ -382,6 +382,11 @@ class Watch:
         return self._record.take_onsets()
 
     @harmless
+    def end_epoch(self) -> None:
+        """Remove the probe's hooks: a batch that ``on_train_batch_start`` has skipped has no end."""
+        self._prober.stop()
+
+    @harmless
     def _end_probe(self) -> None:
         self._prober.end_batch()
         self._tell_probe()
@@ -545,10 +550,20 @@ class Watch:
         self._saved = state
 
     def _restore_or_start_afresh(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
+        self._restore_clipper(state)
         try:
             self._restore(state, names)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             self._teller.warn(f"starts afresh, what this checkpoint remembers is of another kind: {error!r}")
+
+    def _restore_clipper(self, state: Mapping[str, Any]) -> None:
+        """Give the clipper back what it remembers, whatever else of the checkpoint is of another kind."""
+        load = getattr(self.settings.clipper, "load_state_dict", None)
+        try:
+            if load and state["clipper"] is not None:
+                load(state["clipper"])
+        except Exception as error:
+            self._teller.warn(f"clipper starts afresh: {type(error).__name__}: {error}")
 
     def _restore(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         if state["version"] != _STATE_VERSION:
@@ -557,6 +572,3 @@ class Watch:
         self._steps.load_state_dict(**state["steps"])
         self._poisoned.load_state_dict(**state["poisoned"])
         self._prober.schedule.load_state_dict(state["prober"])
-        load = getattr(self.settings.clipper, "load_state_dict", None)
-        if load and state["clipper"] is not None:
-            load(state["clipper"])

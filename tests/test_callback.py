@@ -14,6 +14,7 @@ import pytest
 import torch
 from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, trainer_in
 from oracle import assert_same, saves_gradients
+from probe_oracle import num_hooks
 from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradientFault, GradWatch
@@ -504,6 +505,53 @@ def test_a_checkpoint_of_another_kind_starts_afresh(pl, tmp_path, data, caplog):
     assert watch.history.steps.tolist() == [8, 9]
 
 
+class Counts:
+    """A clipper that counts its calls, and remembers them in a checkpoint."""
+
+    def __init__(self, error: Exception | None = None):
+        self.calls = 0
+        self.error = error
+
+    def clip_(self, norms):
+        self.calls += 1
+        return norms.norms
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        if self.error:
+            raise self.error
+        self.calls = state["calls"]
+
+
+def test_a_clipper_has_its_memory_back_whatever_the_version_of_a_checkpoint(pl, tmp_path, data, caplog):
+    """How a step is clipped is part of training, and depends on no form in which readings are kept."""
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=Counts()), max_steps=8)
+    trainer.fit(module_in(pl), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["lightning_gradwatch"]["version"] = 0
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    clipper = Counts()
+    more = trainer_in(pl, tmp_path, GradWatch(clipper=clipper), max_steps=10)
+    more.fit(module_in(pl), data, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert "starts afresh, what this checkpoint remembers" in caplog.text
+    assert clipper.calls == 10
+
+
+def test_a_clipper_that_cannot_take_its_memory_back_costs_nothing_else(pl, tmp_path, data, caplog):
+    """It is told, and the readings go on where they were."""
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=Counts()), max_steps=8)
+    trainer.fit(module_in(pl), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    watch = GradWatch(clipper=Counts(RuntimeError("another size")))
+    more = trainer_in(pl, tmp_path, watch, max_steps=10)
+    more.fit(module_in(pl), data, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert "clipper starts afresh: RuntimeError: another size" in caplog.text
+    assert watch.history.steps.tolist() == list(range(10))
+
+
 def test_on_diagnosis_is_called_for_each_onset_and_may_fail(pl, tmp_path, data, caplog):
     """The method to override gets each diagnosis; what it raises does not end training."""
     seen = []
@@ -652,19 +700,6 @@ def test_what_a_clipper_remembers_is_saved_after_a_failure_of_ours(pl, tmp_path,
 
     def fail(self, *args):
         raise ZeroDivisionError("ours")
-
-    class Counts:
-        calls = 0
-
-        def clip_(self, norms):
-            self.calls += 1
-            return norms.norms
-
-        def state_dict(self):
-            return {"calls": self.calls}
-
-        def load_state_dict(self, state):
-            self.calls = state["calls"]
 
     monkeypatch.setattr(Judge, "judge", fail)
     trainer = trainer_in(pl, tmp_path, GradWatch(clipper=Counts()), max_steps=6)
@@ -845,3 +880,69 @@ def test_two_optimizers_hold_a_gan_together(pl, tmp_path, data, caplog):
         trainer_in(pl, tmp_path, GradWatch(), max_steps=4).fit(Gan(), data)
     assert "watching 2 layers" in caplog.text
     assert "no optimizer holds" not in caplog.text
+
+
+class TwoParts(nn.Module):
+    """A generator and a critic; what the generator makes may be detached by mistake."""
+
+    def __init__(self, cut: bool):
+        super().__init__()
+        self.generator, self.critic = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.cut = cut
+
+    def forward(self, inputs):
+        made = self.generator(inputs)
+        return self.critic(made.detach() if self.cut else made)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("cut", [True, False])
+def test_an_optimizer_that_never_gets_a_gradient_is_told(pl, tmp_path, data, order, cut):
+    """Of two optimizers one steps in vain, whichever steps first; its twin without the cut is healthy."""
+
+    def training_step(self, batch, batch_idx):
+        optimizers = self.optimizers()
+        self.manual_backward(self.net(batch[0]).square().mean())
+        for number in order:
+            optimizers[number].step()
+            optimizers[number].zero_grad()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.net.generator, self.net.critic)]
+
+    module = module_in(pl, TwoParts(cut), training_step=training_step, configure_optimizers=configure_optimizers)
+    module.automatic_optimization = False
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=40, max_epochs=-1).fit(module, data)
+    assert watch.disabled_reason is None
+    told = [(d.rule, d.severity, d.optimizer, d.layers) for d in watch.diagnoses]
+    assert told == ([("disconnected", "warning", 0, ("net.generator",))] if cut else [])
+
+
+def test_batches_without_a_loss_are_no_idle_optimizer(pl, tmp_path, data):
+    """Where ``training_step`` returns None for a long time the optimizer steps all the same, and nobody is to blame."""
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step < 20:
+            return None
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, max_steps=24, max_epochs=-1).fit(module_in(pl, training_step=training_step), data)
+    assert watch.diagnoses == []
+    assert len(watch.history) == 24
+
+
+def test_a_batch_that_the_module_skips_leaves_no_hook(pl, tmp_path, data):
+    """``on_train_batch_start`` returns -1 and ends the epoch: what follows, such as evaluation, has no probe in it."""
+    seen = []
+
+    class Looks(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(num_hooks(pl_module))
+
+    module = module_in(pl, on_train_batch_start=lambda *args: -1 if args[-1] == 2 else None)
+    watch = GradWatch(probe_every_n_steps=1)
+    trainer_in(pl, tmp_path, watch, Looks(), max_epochs=2, max_steps=-1).fit(module, data)
+    assert len(watch.probes) == 4
+    assert seen == [0, 0]

@@ -398,6 +398,31 @@ def test_a_loss_that_goes_on_changing_is_the_one_of_its_moment():
     assert watch.history.losses.tolist() == [1.0]
 
 
+def test_a_layer_that_was_trained_once_is_never_called_disconnected():
+    """However long ago: the readings that are kept do not reach back to it, and a checkpoint does not forget it."""
+    torch.manual_seed(0)
+    trunk, head = nn.Linear(4, 4), nn.Linear(4, 1)
+    net = nn.ModuleList([trunk, head])
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    watch = Watch(Settings(probe_every_n_steps=None))
+    watch.start(net, num_optimizers=1)
+    for step in range(300):
+        if step == 150:
+            state, watch = watch.state_dict(), Watch(Settings(probe_every_n_steps=None))
+            watch.load_state_dict(state)
+            watch.start(net, num_optimizers=1)
+        hidden = trunk(torch.ones(2, 4))
+        optimizer.zero_grad()
+        head(hidden if step < 10 else hidden.detach()).sum().backward()
+        watch.before_step(0, optimizer, step)
+        optimizer.step()
+        watch.after_step(0)
+        watch.end_batch()
+    assert not watch.history.readings(0).present[:, 0].any()
+    assert watch.diagnoses == []
+    assert watch.disabled_reason is None
+
+
 class Hiding(nn.Module):
     """A network with two layers in a plain list and one that its optimizer forgets."""
 

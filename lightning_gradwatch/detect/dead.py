@@ -9,7 +9,9 @@ import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
 from lightning_gradwatch.detect.progress import outcome_of
-from lightning_gradwatch.measure.snapshot import BoolArray
+from lightning_gradwatch.measure.snapshot import BoolArray, LayerDescription
+
+_SIGMOIDS = ("sigmoid", "tanh")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class DeadRule:
         everywhere = len(layers) == len(living)
         harms = 2 * len(layers) >= len(living) or outcome_of(observations, self.horizon) is False
         off, last = _dead_units(observations), observations.layers[living[-1]]
-        one_unit = last.name if everywhere and not off and last.num_biases == 1 else ""
+        alive = bool(ever[layers].any())
+        one_unit = last.name if everywhere and not off and not alive and _softmax_over_one(last) else ""
+        flat = everywhere and not off and (alive or last.activation in _SIGMOIDS)
+        beyond = everywhere and bool(observations.signals)
         yield Diagnosis(
             rule="dead",
             symptom=Symptom.DEAD,
@@ -73,14 +78,15 @@ class DeadRule:
             step=observations.step,
             message=_message(everywhere, cut),
             measured=f"exactly 0 in {len(layers)} of {len(living)} layers, reading after reading; "
-            + ("it was not 0 before" if ever[layers].any() else "it was never anything else")
+            + ("it was not 0 before" if alive else "it was never anything else")
             + (f"; all units behind {off} are 0 for every sample" if off else ""),
-            cause=_cause(off, one_unit, beyond=everywhere and bool(observations.signals)),
+            cause=_saturated(last.name, beyond=beyond) if flat else _cause(off, one_unit, cut=cut, beyond=beyond),
             evidence={
                 "everywhere": everywhere,
-                "ever_alive": bool(ever[layers].any()),
+                "ever_alive": alive,
                 "dead_units": off,
                 "one_unit": one_unit,
+                "saturated": last.name if flat else "",
             },
         )
 
@@ -128,9 +134,9 @@ def _nothing_to_learn(observations: Observations) -> Diagnosis:
         message="the loss is exactly 0 since the first step, so there is nothing to learn from it",
         measured=f"loss and gradient are exactly 0 in each of {len(observations.loss)} readings",
         cause=f"the last layer, {last.name}, has one unit: a softmax over one unit is 1 whatever the weights"
-        if last.num_biases == 1
+        if _softmax_over_one(last)
         else "a loss of something with itself, a mask that hides everything, or targets that the output always meets",
-        evidence={"everywhere": True, "ever_alive": False, "one_unit": last.name if last.num_biases == 1 else ""},
+        evidence={"everywhere": True, "ever_alive": False, "one_unit": last.name if _softmax_over_one(last) else ""},
     )
 
 
@@ -151,7 +157,19 @@ def _dead_units(observations: Observations) -> str:
     return observations.layers[judged[first]].name
 
 
-def _cause(off: str, one_unit: str, *, beyond: bool) -> str:
+def _softmax_over_one(last: LayerDescription) -> bool:
+    """Tell whether a softmax over the last layer's one unit may be what gives zeros: something else may follow it."""
+    return last.num_biases == 1 and last.activation not in _SIGMOIDS
+
+
+def _saturated(last: str, *, beyond: bool) -> str:
+    """Say what made zeros of every gradient where there were others before, or where a sigmoid follows the output."""
+    # Without a probe nobody has looked at the units.
+    units = "" if beyond else ", or units that are off for every sample (dead ReLU)"
+    return f"a saturated output: a sigmoid or softmax behind {last} whose slope has underflowed to 0{units}"
+
+
+def _cause(off: str, one_unit: str, *, cut: bool, beyond: bool) -> str:
     """Say what makes exact zeros, from what the probe saw and how the last layer is made."""
     if off:
         return "dead ReLU: units that are off for every sample pass nothing back"
@@ -159,6 +177,8 @@ def _cause(off: str, one_unit: str, *, beyond: bool) -> str:
         return f"the last layer, {one_unit}, has one unit: a softmax over one unit is 1 whatever the weights"
     if beyond:
         return "an operation whose slope is 0 (round, sign, a comparison), or an output that the loss cannot move"
+    if not cut:
+        return "no sample reaches them (an expert that is rarely routed to?), or what they give is multiplied by 0"
     return (
         "units that are off for every sample (dead ReLU), a detached graph, or an output that the loss cannot move, "
         "such as a softmax over one unit"

@@ -135,8 +135,13 @@ class DepthRule:
     def _starved(self, observations: Observations, profile: DepthProfile) -> float | None:
         """Return how little the step moved the slowest of the first layers where that is next to nothing."""
         first = profile.layers[: max(1, len(profile.layers) // 2)]
-        # A layer that begins at zero moves by infinitely many times its weights.
-        newest = [np.where(np.isfinite(s.update_ratio), s.update_ratio, np.nan) for s in observations.signals[-2:]]
+        # A layer that begins at zero moves by infinitely many times its weights; one without a gradient, or with a
+        # learning rate of zero, is at rest for other reasons.
+        known = observations.learning_rate != 0
+        newest = [
+            np.where(known & np.isfinite(s.update_ratio) & np.isfinite(s.delta), s.update_ratio, np.nan)
+            for s in observations.signals[-2:]
+        ]
         if any(np.isnan(updates[first]).all() for updates in newest):
             return None
         least = max(float(np.nanmin(updates[first])) for updates in newest)

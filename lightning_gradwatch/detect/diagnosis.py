@@ -119,6 +119,9 @@ class Observations:
         loss: The loss of each of its readings since the start of training, old ones thinned; NaN where it is not
             known, and throughout where several optimizers work against each other.
         signals: What the signal probe saw in steps of this optimizer, the newest last.
+        num_present: In how many readings of this optimizer each layer had a gradient since the start of training,
+            ``[num_layers]``; empty where nobody has counted.
+        num_elsewhere: In how many readings another optimizer of the model had a gradient, the one with most.
     """
 
     step: int
@@ -129,6 +132,8 @@ class Observations:
     gradients: Readings
     loss: FloatArray
     signals: Sequence[SignalSnapshot] = ()
+    num_present: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    num_elsewhere: int = 0
 
     @property
     def probe(self) -> SignalSnapshot | None:
@@ -164,6 +169,18 @@ class Observations:
     def matrices(self) -> BoolArray:
         """Which layers have a weight of two or more dimensions, ``[num_layers]``."""
         return np.array([layer.has_matrix for layer in self.layers], dtype=np.bool_)
+
+    @cached_property
+    def chains(self) -> BoolArray:
+        """Which layers each output of the network depends on, ``[num_outlets, num_layers]``.
+
+        A layer of which that is not known belongs to every chain; where nothing is known, all layers are one.
+        """
+        rows = {end: row for row, end in enumerate(sorted({e for layer in self.layers for e in layer.outlets}))}
+        chains = np.zeros((max(len(rows), 1), len(self.layers)), dtype=np.bool_)
+        for column, layer in enumerate(self.layers):
+            chains[[rows[end] for end in layer.outlets] or slice(None), column] = True
+        return chains
 
     def names(self, layers: Iterable[int]) -> tuple[str, ...]:
         """Return the names of layers given by index."""

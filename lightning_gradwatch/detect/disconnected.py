@@ -21,9 +21,14 @@ class DisconnectedRule:
     ``argmax`` in between). A teacher, a target network or a momentum encoder feeds only the loss, and a trunk in
     evaluation mode is at rest on purpose. Only the signal probe knows what the forward pass called.
 
+    And it is a warning, after ``idle_readings``, where none of an optimizer's layers ever had a gradient: a generator
+    whose images are detached, parameters of another model. Steps of which neither a loss nor a gradient is known
+    anywhere (``training_step`` returned None) do not count.
+
     Attributes:
         first_readings: As many as ``DeadRule`` asks for.
         num_readings: Ours: a head that is trained in turns has had its turn by then.
+        idle_readings: Ours.
 
     Example:
         >>> DisconnectedRule().first_readings
@@ -32,12 +37,18 @@ class DisconnectedRule:
 
     first_readings: int = 3
     num_readings: int = 20
+    idle_readings: int = 10
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield at most one diagnosis for layers behind a cut, and one for layers that are not used."""
         readings = observations.gradients
         missing = self._missing(observations)
-        if not missing.any() or not readings.present[-1].any() or len(readings) < self.first_readings:
+        if not missing.any() or len(readings) < self.first_readings:
+            return
+        if not readings.present[-1].any():
+            if self._idle(observations, missing):
+                held = observations.order[missing[observations.order]]
+                yield _idle_diagnosis(observations, held[::-1])
             return
         cut = self._cut(observations, missing)
         if cut.size:
@@ -57,8 +68,23 @@ class DisconnectedRule:
         trainable = np.array([layer.trainable and layer.num_parameters > 0 for layer in observations.layers])
         held = ~np.isnan(readings.learning_rates[-1])
         never = ~np.logical_or.reduce(readings.present, axis=0)
+        if observations.num_present.size:
+            # A backbone that was trained and is detached by now is no mistake of the start.
+            never &= observations.num_present == 0
         missing: BoolArray = trainable & held & never
         return missing
+
+    def _idle(self, observations: Observations, missing: BoolArray) -> bool:
+        """Tell whether an optimizer steps in vain while the model is trained."""
+        readings = observations.gradients
+        trainable = np.array([layer.trainable and layer.num_parameters > 0 for layer in observations.layers])
+        held = trainable & ~np.isnan(readings.learning_rates[-1])
+        if observations.signals and np.isfinite(observations.signals[-1].delta[held]).any():
+            # Whoever uses a gradient as soon as it is there (an optimizer in the backward pass) leaves none.
+            return False
+        # Of several optimizers the first one that steps is given the loss.
+        trained = max(int(np.isfinite(readings.losses).sum()), observations.num_elsewhere)
+        return bool((missing == held).all()) and min(len(readings), trained) >= self.idle_readings
 
     @staticmethod
     def _behind(observations: Observations, missing: BoolArray) -> str:
@@ -80,6 +106,23 @@ class DisconnectedRule:
         probe = observations.signals[-1]
         used = (probe.fed_by_cut[held[~missing[held]]] == 1).any()
         return first if used and (probe.training[first] == 1).all() else held[:0]
+
+
+def _idle_diagnosis(observations: Observations, layers: IntArray) -> Diagnosis:
+    number = len(observations.gradients)
+    return Diagnosis(
+        rule="disconnected",
+        symptom=Symptom.DISCONNECTED,
+        severity="warning",
+        optimizer=observations.optimizer,
+        layers=observations.names(layers),
+        step=observations.step,
+        message=f"optimizer {observations.optimizer} steps in vain: no gradient has ever reached what it holds",
+        measured=f"none of its layers had a gradient in {number} readings (None, not 0)",
+        cause="detach() or torch.no_grad() between them and every loss, or the optimizer holds parameters of another "
+        "model",
+        evidence={"num_readings": number, "cut": True, "next_layer": ""},
+    )
 
 
 def _diagnosis(observations: Observations, layers: IntArray, *, cut: bool, next_layer: str = "") -> Diagnosis:

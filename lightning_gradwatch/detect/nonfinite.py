@@ -17,6 +17,8 @@ from lightning_gradwatch.measure.snapshot import FloatArray, IntArray
 _OVERWRITES = 2.0
 # How many readings back the explosion may lie: the step, the loss that it broke, and one in between.
 _LOOK_BACK = 4
+# Weights that have grown by more than this were blown up by training. Ours.
+_GROWN = 10.0
 # Root mean square of weights below which a layer started near zero and has nothing to lose; see UpdateRule.
 _NEAR_ZERO = 1e-3
 
@@ -56,8 +58,7 @@ class NonFiniteRule:
             layers=observations.names(indices),
             step=observations.step,
             message="gradients are NaN" if np.isnan(values).any() else "gradients are infinite",
-            measured=_counts(values, int(readings.present[-1].sum()))
-            + ("; loss NaN or not known" if math.isnan(loss) else f"; loss {loss:.4g}"),
+            measured=_counts(values, int(readings.present[-1].sum())) + f"; loss {_loss_in_words(observations)}",
             cause=exploded or _cause(observations, began, indices, broken),
             evidence={
                 "loss": loss,
@@ -65,6 +66,7 @@ class NonFiniteRule:
                 "num_nan": int(np.isnan(values).sum()),
                 "num_inf": int(np.isinf(values).sum()),
                 "exploded_before": bool(exploded),
+                "in_the_loss": not exploded and _in_the_loss(observations, began, indices),
             },
         )
 
@@ -105,6 +107,40 @@ def _origin(observations: Observations, loss: float) -> tuple[str, int | None]:
     return ("loss", None) if not math.isnan(loss) or bool(sick.all()) else ("gradient", None)
 
 
+def _loss_in_words(observations: Observations) -> str:
+    """Say what the loss is: NaN may be its value, or that nobody knows it, and then nobody ever knew it."""
+    losses = observations.gradients.losses
+    if not np.isnan(losses[-1]):
+        return f"{losses[-1]:.4g}"
+    return "NaN or not known" if np.isnan(losses).all() else "NaN"
+
+
+def _in_the_loss(observations: Observations, began: str, indices: IntArray) -> bool:
+    """Tell whether it was the loss function that gave NaN, or its slope, and neither the weights nor a layer."""
+    if began == "loss":
+        return math.isnan(observations.gradients.losses[-1]) and _weights_kept(observations)
+    present = observations.order[observations.gradients.present[-1][observations.order]]
+    # A gradient that is broken before it reaches the last layer breaks those before that one too. Infinity alone may
+    # be numbers that are too large for their type.
+    broken = bool(np.isnan(observations.gradients.clipped_norms[-1][indices[0]]))
+    return began == "gradient" and broken and indices[0] == present[-1] and len(indices) >= min(2, len(present))
+
+
+def _weights_kept(observations: Observations) -> bool:
+    """Tell whether the weights are still of the size that they had at the first reading that is kept."""
+    weights = observations.gradients.weight_norms
+    first, newest = weights[0], weights[-1]
+    known = ~np.isnan(first)
+    return bool(known.any()) and bool(
+        (newest[known] <= _GROWN * np.maximum(first[known], _least(observations)[known])).all()
+    )
+
+
+def _least(observations: Observations) -> FloatArray:
+    least: FloatArray = _NEAR_ZERO * np.sqrt(observations.sizes)
+    return least
+
+
 def _cause(observations: Observations, began: str, indices: IntArray, broken: int | None) -> str:
     loss, culprit = float(observations.gradients.losses[-1]), observations.layers[indices[0]].name
     if broken is not None:
@@ -112,6 +148,12 @@ def _cause(observations: Observations, began: str, indices: IntArray, broken: in
         return f"it began in the forward pass: the output of {name} was the first that was not finite"
     if began == "loss" and not math.isnan(loss):
         return "the loss itself is infinite: the forward pass overflowed"
+    inside = _in_the_loss(observations, began, indices)
+    if began == "loss" and inside:
+        known = "is NaN" if _loss_in_words(observations) == "NaN" else "is NaN, or not known"
+        return f"the loss {known}: log(0), the root of a negative number or 0 / 0 in it, or NaN in the batch"
     if began == "loss":
         return "the loss is NaN, or not known: look at the batch, and at weights that an earlier step blew up"
+    if inside:
+        return "it began in the loss: the slope of log, sqrt, norm or a division at 0"
     return f"it began in the backward pass at {culprit}, the sick layer nearest the loss"

@@ -84,7 +84,8 @@ class OnsetTracker:
     def _judged(self, rule: str, name: str, present: Mapping[str, int], seen: Sequence[int]) -> bool:
         if rule == "disconnected":
             # A layer without any gradient is what this rule speaks of; the others tell how far training is.
-            return max(seen, default=0) > self.warmup_steps
+            # An optimizer that never had any gradient has no training that could be at its beginning.
+            return max(seen, default=0) > self.warmup_steps or not any(seen)
         column = present.get(name)
         return column is not None and (rule == "non_finite" or seen[column] > self.warmup_steps)
 

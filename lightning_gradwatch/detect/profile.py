@@ -19,6 +19,8 @@ _MAX_POINTS = 32
 # lie on a line by chance).
 _MIN_STRETCH = 6
 _MIN_STRETCH_R2 = 0.9
+# So many of the longest chains are fitted (ours): with early exits there is one for each exit.
+_MAX_CHAINS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +70,27 @@ def depth_profile(observations: Observations, snapshot: SignalSnapshot) -> Depth
 
     Returns:
         The profile, or None with fewer than four layers that a gradient reached. Where the whole does not lie on a
-        line and a stretch of it does, that of the stretch.
+        line and a stretch of it does, that of the stretch. Where there are several chains, the steepest: what reaches
+        an actor and a critic side by side is not one line.
     """
-    return _fitted(snapshot, observations.matrices.tobytes())
+    return _fitted(snapshot, observations.matrices.tobytes(), observations.chains.tobytes())
 
 
 # A probe is judged again at each reading until the next one comes; a fit takes longer than all other rules together.
 @lru_cache(maxsize=16)
-def _fitted(snapshot: SignalSnapshot, matrices: bytes) -> DepthProfile | None:
+def _fitted(snapshot: SignalSnapshot, matrices: bytes, chains: bytes) -> DepthProfile | None:
     layers, levels = _levels(snapshot, np.frombuffer(matrices, dtype=np.bool_))
     if len(layers) < MIN_LAYERS:
         return None
+    among = np.frombuffer(chains, dtype=np.bool_).reshape(-1, len(matrices))[:, layers]
+    # Layers that have two heads in common are not fitted twice.
+    distinct = sorted(np.unique(among, axis=0), key=np.count_nonzero, reverse=True)
+    long = [chain for chain in distinct[:_MAX_CHAINS] if chain.sum() >= MIN_LAYERS]
+    profiles = [_along(layers[chain], levels[chain], snapshot) for chain in long]
+    return max(profiles, key=lambda profile: abs(profile.attenuation), default=None)
+
+
+def _along(layers: IntArray, levels: FloatArray, snapshot: SignalSnapshot) -> DepthProfile:
     whole = _profile(layers, levels, snapshot)
     start, stop = steepest_stretch(np.log10(levels))
     if stop - start == len(layers) or stop - start < _MIN_STRETCH:

@@ -24,8 +24,8 @@ _SETTLING = 10
 _FALL = 0.05
 # Ours: sick runs reached 3.4 standard errors, healthy ones at least 4.1 beside a fall of 17%.
 _STANDARD_ERRORS = 6.0
-# Ours: a learning rate that grew by more than this within half a horizon is warming up.
-_RISE = 1.05
+# Ours: a learning rate that grew by more than this within a horizon is warming up.
+_RISE = 1.02
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -85,7 +85,8 @@ def loss_has_fallen(losses: FloatArray, horizon: int, by: float | None = None) -
         by: The share of its size by which it has to have fallen instead.
 
     Returns:
-        True or False; None while that is open, or where the loss is not known.
+        True or False; None while that is open, or where the loss is not known. A loss so noisy that it may be falling
+        is given twice the time.
 
     Example:
         >>> flat, falling = np.full(200, 2.3), np.linspace(2.3, 1.0, 200)
@@ -102,7 +103,23 @@ def loss_has_fallen(losses: FloatArray, horizon: int, by: float | None = None) -
         return True
     if by is None and fall > _STANDARD_ERRORS * max(error, _TINY):
         return True
-    return False if len(known) >= horizon else None
+    if len(known) < horizon:
+        return None
+    if by is not None or len(known) >= 2 * horizon:
+        return False
+    # Noise that could hide a fall, and a fall that has begun, decide nothing yet. What was decided before stays.
+    stages = [*range(horizon, len(known), _SETTLING), len(known)]
+    return None if all(_may_be_falling(known[_SETTLING:stage]) for stage in stages) else False
+
+
+def _may_be_falling(losses: FloatArray) -> bool:
+    """Tell whether a line through the losses falls by two standard errors, or could fall by 5% within them."""
+    places = np.arange(len(losses)) - (len(losses) - 1) / 2
+    slope = float(places @ losses / (places @ places))
+    rest = losses - losses.mean() - slope * places
+    error = float(rest.std(ddof=2) * np.sqrt(12 / len(losses)))
+    fall = -slope * (len(losses) - 1)
+    return fall > 2 * error or fall + 2 * error > _FALL * abs(float(np.median(losses[:_SETTLING])))
 
 
 def outcome_of(observations: Observations, horizon: int, by: float | None = None) -> bool | None:
@@ -119,7 +136,7 @@ def outcome_of(observations: Observations, horizon: int, by: float | None = None
         True or False; None while that is open.
     """
     fallen = loss_has_fallen(observations.loss, horizon, by)
-    rates = observations.gradients.learning_rates[-horizon // 2 :]
+    rates = observations.gradients.learning_rates[-horizon:]
     known = rates[:, ~np.isnan(rates).all(axis=0)]
     rises = known.size > 0 and float(np.nanmax(known[-1])) > _RISE * float(np.nanmax(known[0]))
     return None if fallen is False and rises else fallen

@@ -183,9 +183,12 @@ def _overwrites(observations: Observations) -> str:
 
 def _set_back(losses: FloatArray, back: int) -> bool:
     """Tell whether the loss has stayed, since a reading, far above where it was, near where training started."""
-    since, before = losses[-back:], losses[: -back - 1]
+    own, since, before = float(losses[-back - 1]), losses[-back:], losses[: -back - 1]
     since, before = since[np.isfinite(since)], before[np.isfinite(before)]
     if len(since) < _AFTERMATH[0] or len(before) < _AFTERMATH[1]:
+        return False
+    # The loss stood there before the step, and comes down: the data have changed, and no weight is broken.
+    if own >= since[0] > own / 2 and since[-1] < 0.9 * since[0]:
         return False
     start, usual = float(np.median(before[:_RECENT])), before[-_AFTERMATH[1] :]
     return bool(since.min() > usual.max() and since.min() > _SET_BACK * start and np.median(usual) < _SET_BACK * start)

@@ -11,6 +11,7 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Sympto
 from lightning_gradwatch.detect.progress import (
     PLAIN_OPTIMIZERS,
     RESCALING_OPTIMIZERS,
+    outcome_of,
     relative_updates,
     shrunk_by_growth,
 )
@@ -28,13 +29,16 @@ class UpdateRule:
     regression may go as far as it likes in a step.
 
     For every other optimizer the probe's own measurement of the step counts, ``|dW| / |W| > max_measured`` in half of
-    the layers with a weight matrix: a learning rate that is far too high moves all of them.
+    the layers with a weight matrix: a learning rate that is far too high moves all of them. Where the loss has not
+    fallen after ``horizon`` readings, ``large`` is enough. Embeddings are left out.
 
     Attributes:
         max_ratio: Amazon SageMaker Debugger's WeightUpdateRatio flags 10. Ours: 475 healthy runs with SGD and more
             than one layer stayed below 1.5.
         max_measured: Ours: healthy runs moved no layer by more than 0.4 in a step, a learning rate of 3 under Adam all
             of them by 10 and more.
+        large: Ours: healthy runs whose loss stays flat moved no layer by more than 0.06 in a step.
+        horizon: How many readings it takes to tell that the loss does not fall; as in ``DepthRule``.
         min_weight: Root mean square of weights below which a layer counts as started near zero. Ours.
 
     Example:
@@ -44,11 +48,13 @@ class UpdateRule:
 
     max_ratio: float = 10.0
     max_measured: float = 2.0
+    large: float = 0.1
+    horizon: int = 100
     min_weight: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse a ratio that every step would reach."""
-        for name in ("max_ratio", "max_measured"):
+        for name in ("max_ratio", "max_measured", "large"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be a positive number. Got {getattr(self, name)!r}")
 
@@ -62,6 +68,7 @@ class UpdateRule:
             return
         updates, sick = found
         sick = sick[np.argsort(-updates[sick], kind="stable")]
+        rescaled = observations.optimizer_description.kind in RESCALING_OPTIMIZERS
         worst, rate = float(updates[sick[0]]), float(observations.learning_rate[sick[0]])
         yield Diagnosis(
             rule="exploding.update",
@@ -71,14 +78,16 @@ class UpdateRule:
             step=observations.step,
             message="this step overwrites weights instead of adjusting them",
             measured=f"with a learning rate of {rate:.3g} the step moves {observations.layers[sick[0]].name} by "
-            f"{worst:.3g} times its own weights; usual is about 0.001",
-            cause="the gradient grew on its way back through the layers or through time, or the learning rate is "
-            "too high for it",
+            f"{worst:.3g} times its own weights; usual is 0.001 to 0.01",
+            cause="the learning rate is too high"
+            if rescaled
+            else "the gradient grew on its way back through the layers or through time, or the learning rate is too "
+            "high for it",
             evidence={
                 "update_ratio": worst,
                 "learning_rate": rate,
                 "max_ratio": self.max_ratio,
-                "rescaled": observations.optimizer_description.kind in RESCALING_OPTIMIZERS,
+                "rescaled": rescaled,
             },
         )
 
@@ -97,7 +106,10 @@ class UpdateRule:
         if probe is None or observations.matrices.sum() < 2:
             return None
         judged = self._judged(observations) & np.isfinite(probe.update_ratio)
-        sick = judged & (probe.update_ratio > self.max_measured)
+        limit = self.max_measured
+        if (probe.update_ratio[judged] > self.large).any() and outcome_of(observations, self.horizon) is False:
+            limit = self.large
+        sick = judged & (probe.update_ratio > limit)
         if not sick.any() or 2 * sick.sum() < judged.sum():
             return None
         return probe.update_ratio, np.flatnonzero(sick)
@@ -105,5 +117,7 @@ class UpdateRule:
     def _judged(self, observations: Observations) -> BoolArray:
         """Return the layers with a weight matrix that did not start near zero."""
         started = observations.gradients.weight_norms[-1] / np.sqrt(observations.sizes) > self.min_weight
-        judged: BoolArray = started & observations.matrices
+        # A row of a table moves alone, and no signal of earlier layers is lost with it.
+        tables = np.array([layer.kind.startswith("Embedding") for layer in observations.layers], dtype=np.bool_)
+        judged: BoolArray = started & observations.matrices & ~tables
         return judged

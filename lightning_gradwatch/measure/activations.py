@@ -49,6 +49,7 @@ def describe_layers(model: nn.Module, layers: Sequence[Layer], topology: Topolog
             trainable=layer.trainable,
             activation=topology.activations.get(number, registered.get(number)),
             feeds_batch_norm=number in topology.feed_batch_norm,
+            outlets=tuple(sorted(topology.outlets.get(number, ()))),
         )
         for number, layer in enumerate(layers)
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +32,8 @@ _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transformer
 Seen = Callable[[str, Any, Tensor, str], None]
 # Takes the arguments of a function, the named ones, and its result.
 Made = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
+# Takes what went wrong; nothing more is told after it.
+Failed = Callable[[Exception], None]
 
 
 class ActivationCalls(TorchFunctionMode):
@@ -42,10 +45,12 @@ class ActivationCalls(TorchFunctionMode):
     Args:
         seen: Is told of each activation.
         made: Is told of each result that does not ask for a gradient, with the arguments that it was made of.
+        failed: Is told of an error of our own; the person's forward pass never is.
     """
 
-    def __init__(self, seen: Seen, made: Made) -> None:
+    def __init__(self, seen: Seen, made: Made, failed: Failed) -> None:
         super().__init__()
+        self._failed = failed
         self._made = made
         self.listening = False
         self._seen = seen
@@ -89,23 +94,30 @@ class ActivationCalls(TorchFunctionMode):
     ) -> Any:
         """Run the function and tell of it where it is an activation."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():
-            # torch.compile traces a mode as well: what follows would break its graph.
+        if torch.compiler.is_compiling() or _is_traced() or not self.listening:
+            # torch.compile and torch.jit.trace trace a mode as well: what follows would break their graph.
             return func(*args, **kwargs)
-        name = _name_of(func, args, kwargs) if self.listening else None
-        if name is None:
-            result = func(*args, **kwargs)
-            if self.listening:
-                self._tell(func, args, kwargs, result)
-            return result
-        given = args[0] if args else kwargs.get("input")
-        # Before the call: an activation in place gives its input another node.
-        node = node_of(given)
+        name = node = None
+        with self._guarded():
+            name = _name_of(func, args, kwargs)
+            # Before the call: an activation in place gives its input another node.
+            node = node_of(args[0] if args else kwargs.get("input")) if name else None
+        # Outside of every guard: an error of the person's own is theirs.
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            self._seen(name, node, result, _calling_line())
-            self._tell(func, args, kwargs, result)
+        if self.listening:
+            with self._guarded():
+                if name and isinstance(result, Tensor):
+                    self._seen(name, node, result, _calling_line())
+                self._tell(func, args, kwargs, result)
         return result
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.listening = False
+            self._failed(error)
 
     def _tell(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if isinstance(result, Tensor) and result.requires_grad:
@@ -128,6 +140,11 @@ def _name_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return _NAMES.get(name)
 
 
+def _is_traced() -> bool:
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return traced
+
+
 def _modes() -> list[TorchFunctionMode]:
     """Return the modes that are active, the newest last; no public function tells."""
     modes: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
@@ -138,11 +155,12 @@ def _calling_line() -> str:
     """Name the line of the person's code that called an activation as a function; empty where a module did."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
+        # Code that was made by exec may have any name, or None; and a file such as "<string>" nobody can open.
+        name, file = str(frame.f_globals.get("__name__") or ""), frame.f_code.co_filename
         if name == "torch.nn.modules.activation":
             return ""
-        if name.partition(".")[0] not in _NOT_THE_USERS:
-            return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+        if name.partition(".")[0] not in _NOT_THE_USERS and not file.startswith("<"):
+            return f"{_short(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 

@@ -52,12 +52,16 @@ class Topology:
             ``"output"`` where the loss does (an output's sigmoid belongs to the loss, as its softmax does), ``"gate"``
             where a sigmoid or tanh is multiplied with something; unknown ones are left out.
         feed_batch_norm: Indices of the layers whose output goes straight into a batch normalization.
+        outlets: For each of the layers those that depend on it and on which no other layer depends; one that ends a
+            branch has itself. Layers without an outlet in common, such as an actor and a critic side by side, are no
+            chain.
         opaque: Whether ``torch.compile`` hides a part of the graph.
     """
 
     order: tuple[int, ...] = ()
     activations: Mapping[int, str] = field(default_factory=dict)
     feed_batch_norm: frozenset[int] = frozenset()
+    outlets: Mapping[int, frozenset[int]] = field(default_factory=dict)
     opaque: bool = False
 
 
@@ -88,15 +92,15 @@ def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NO
     graph.mark_before(consumers)
     activations: dict[int, str] = {}
     feed_batch_norm = set()
-    for layer, nodes in uses.items():
-        output = max(nodes, key=graph.position.__getitem__)
-        name = graph.name_after(output, consumers - set(nodes))
+    outputs = {layer: max(nodes, key=graph.position.__getitem__) for layer, nodes in uses.items()}
+    for layer, output in outputs.items():
+        name = graph.name_after(output, consumers - set(uses[layer]))
         if name is not None:
             activations[layer] = name
         if graph.reaches_batch_norm(output):
             feed_batch_norm.add(layer)
     order = sorted(uses, key=lambda layer: min(graph.position[node] for node in uses[layer]))
-    return Topology(tuple(order), activations, frozenset(feed_batch_norm), graph.opaque)
+    return Topology(tuple(order), activations, frozenset(feed_batch_norm), graph.outlets(outputs), graph.opaque)
 
 
 class _Graph:
@@ -134,6 +138,22 @@ class _Graph:
         for node in reversed(self.position):
             if any(user in consumers or user in self.before_layer for user in self.users.get(node, ())):
                 self.before_layer.add(node)
+
+    def outlets(self, outputs: Mapping[int, Any]) -> dict[int, frozenset[int]]:
+        """Find the layers at which each layer's way forward ends."""
+        ends = [layer for layer, node in outputs.items() if node not in self.before_layer]
+        # Bits of one number: a set at each node of a large graph would take seconds.
+        reached = {outputs[layer]: 1 << place for place, layer in enumerate(ends)}
+        for node in reversed(self.position):
+            found = reached.get(node, 0)
+            for user in self.users.get(node, ()):
+                found |= reached.get(user, 0)
+            if found:
+                reached[node] = found
+        return {
+            layer: frozenset(end for place, end in enumerate(ends) if reached.get(node, 0) >> place & 1)
+            for layer, node in outputs.items()
+        }
 
     def _past(self, start: Any, steps: set[str]) -> Iterator[Any]:
         frontier, seen = list(self.users.get(start, ())), set()

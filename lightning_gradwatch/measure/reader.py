@@ -105,6 +105,7 @@ class Reader:
             order=self.topology.order + tuple(layer for layer in new.order if layer not in seen),
             activations={**new.activations, **self.topology.activations},
             feed_batch_norm=self.topology.feed_batch_norm | new.feed_batch_norm,
+            outlets=_joined(self.topology.outlets, new.outlets),
             opaque=self.topology.opaque or new.opaque,
         )
         self._describe()
@@ -217,6 +218,11 @@ class Reader:
         self.layers = layers + stray_layers(layers, parameters)
         self._graphs_left = max(self._graphs_left, 1)
         self._describe()
+
+
+def _joined(known: Mapping[int, frozenset[int]], new: Mapping[int, frozenset[int]]) -> dict[int, frozenset[int]]:
+    """Join the outlets of two losses: a trunk may have one head for each."""
+    return {layer: known.get(layer, frozenset()) | new.get(layer, frozenset()) for layer in (*known, *new)}
 
 
 def _now(rate: float | Tensor | None) -> float | Tensor | None:

@@ -62,9 +62,16 @@ class SignalHistory(Sequence[SignalSnapshot]):
     def _least_missed(self) -> int:
         """Find the older snapshot whose neighbors are nearest to each other, so that an even choice stays."""
         steps = [snapshot.step for snapshot in self._snapshots]
-        # The first one of all shows how the network started, and goes last.
-        between = range(1, len(steps) - _KEPT)
+        # The first one of an optimizer shows how its network started, and goes last.
+        between = sorted(set(range(len(steps) - _KEPT)) - self._first_places())
         return min(between, key=lambda place: steps[place + 1] - steps[place - 1], default=0)
+
+    def _first_places(self) -> set[int]:
+        """Return where the first snapshot of each optimizer stands."""
+        first: dict[int, int] = {}
+        for place, snapshot in enumerate(self._snapshots):
+            first.setdefault(snapshot.optimizer, place)
+        return set(first.values())
 
     def widen(self, names: Sequence[str]) -> None:
         """Give every snapshot the layers that have appeared since."""
@@ -74,8 +81,9 @@ class SignalHistory(Sequence[SignalSnapshot]):
         return len(self._snapshots) > _MAX_PROBES or sum(map(_num_bytes, self._snapshots)) > self.max_bytes
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return the newest ones as plain values, for a checkpoint."""
-        return [_plain(snapshot) for snapshot in self._snapshots[-_KEPT:]]
+        """Return the newest ones and the first one of each optimizer as plain values, for a checkpoint."""
+        newest = range(max(len(self) - _KEPT, 0), len(self))
+        return [_plain(self._snapshots[place]) for place in sorted(self._first_places().union(newest))]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
         """Take back what ``state_dict`` returned.

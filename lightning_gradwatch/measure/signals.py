@@ -101,7 +101,7 @@ class SignalProbe:
         self._in_backward = False
         self._starts: dict[int, list[int]] = {}
         self._cuts = CutTensors()
-        self._mode = ActivationCalls(self._activation, self._made)
+        self._mode = ActivationCalls(self._activation, self._made, self._fail)
 
     @property
     def running(self) -> bool:
@@ -195,10 +195,13 @@ class SignalProbe:
             with torch.no_grad():
                 yield
         except Exception as error:
-            self.failure = self.failure or f"{type(error).__name__}: {error}"
-            self._listens = False
+            self._fail(error)
         finally:
             self._mode.listening = listening
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or f"{type(error).__name__}: {error}"
+        self._listens = False
 
     def _hears(self) -> bool:
         # Without Lightning's hooks around it, autograd itself tells that this is a recomputation.

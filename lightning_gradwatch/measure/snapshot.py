@@ -32,6 +32,8 @@ class LayerDescription:
         where: The line that calls that activation, where it is called as a function (``"model.py:31"``).
         feeds_batch_norm: Whether a batch normalization follows directly: it subtracts the batch mean, so the
             gradient of this layer's bias cancels to rounding noise and says nothing.
+        outlets: Indices of the layers that depend on it and on which no other layer depends, itself where it is one;
+            empty where that is not known.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LayerDescription:
     activation: str | None = None
     where: str = ""
     feeds_batch_norm: bool = False
+    outlets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

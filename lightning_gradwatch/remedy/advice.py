@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -55,6 +55,7 @@ def advise(
     weights_before: Mapping[str, float] | None = None,
     clips: bool = False,
     skips: bool = False,
+    weights_at_first: Mapping[str, float] | None = None,
 ) -> Advice:
     """Compute the ways out of a diagnosis.
 
@@ -67,6 +68,8 @@ def advise(
             is diagnosed when it has been done; what they were tells more than what they are.
         clips: Whether gradients are clipped already.
         skips: Whether poisoned steps are dropped already.
+        weights_at_first: Root mean square of each layer's parameters at the first reading: what training has blown up
+            no initialization cures.
 
     Returns:
         Why it came to it and the remedies; without remedies where none follows from what is known.
@@ -74,15 +77,26 @@ def advise(
     by_name = {layer.name: layer for layer in layers}
     sick = tuple(by_name[name] for name in diagnosis.layers if name in by_name)
     activations = {about.name: about.activation for about in descriptions}
-    standings = _standings(diagnosis, model, [*sick, *_alike(diagnosis, by_name, descriptions)], weights_before or {})
+    # After an overflow the weights themselves tell nothing any more.
+    sizes = weights_at_first if diagnosis.symptom is Symptom.NON_FINITE else weights_before
+    standings = _standings(diagnosis, model, [*sick, *_alike(diagnosis, by_name, descriptions)], sizes or {})
     # The size of an output layer's weights is the task's business.
     standings = tuple(s for s in standings if activations[s.layer] != "output")
-    case = Case(diagnosis, sick, standings, activations, weights_before or {})
+    case = Case(diagnosis, sick, standings, activations, weights_before or {}, weights_at_first or {})
     remedies = [
-        r for r in _MAKERS[diagnosis.symptom](case) if not (clips and r.clipper) and not (skips and r.code == SKIP)
+        _if_needed(r)
+        for r in _MAKERS[diagnosis.symptom](case)
+        if not (clips and r.clipper) and not (skips and r.code == SKIP)
     ]
     about = {s.layer: {k: v for k, v in vars(s).items() if k != "layer"} for s in standings}
     return Advice(explain(case), tuple(remedies), about)
+
+
+def _if_needed(remedy: Remedy) -> Remedy:
+    """A network that copes need not start again, whatever its profile looks like."""
+    if remedy.diagnosis.severity != "notice" or not remedy.needs_restart or remedy.title.startswith("if "):
+        return remedy
+    return replace(remedy, title=f"if the loss stays flat: {remedy.title}")
 
 
 def _alike(diagnosis: Diagnosis, by_name: Mapping[str, Layer], descriptions: Sequence[LayerDescription]) -> list[Layer]:
@@ -92,10 +106,10 @@ def _alike(diagnosis: Diagnosis, by_name: Mapping[str, Layer], descriptions: Seq
 
 
 def _standings(
-    diagnosis: Diagnosis, model: nn.Module, layers: Sequence[Layer], weights_before: Mapping[str, float]
+    diagnosis: Diagnosis, model: nn.Module, layers: Sequence[Layer], sizes: Mapping[str, float]
 ) -> tuple[WeightStanding, ...]:
     standings = measure_standing(list(dict.fromkeys(layers)), tied_parameters(model))
-    if diagnosis.symptom is Symptom.EXPLODING:
-        standings = tuple(s.before(weights_before.get(s.layer)) for s in standings)
-    # After an overflow nothing can be said of the weights; that they are not finite is the message itself.
+    if diagnosis.symptom in (Symptom.EXPLODING, Symptom.NON_FINITE):
+        standings = tuple(s.before(sizes.get(s.layer)) for s in standings)
+    # Nothing can be said of weights that are not finite; that they are not is the message itself.
     return tuple(s for s in standings if s.refusal or math.isfinite(s.std))

@@ -18,6 +18,8 @@ def against_dead(case: Case) -> list[Remedy]:
         return [_two_classes_in_one_unit(case, str(evidence["one_unit"]))]
     if evidence.get("dead_units"):
         return _against_dead_units(case)
+    if evidence.get("saturated"):
+        return _against_saturation(case, str(evidence["saturated"]))
     weights = against_small_weights(case)
     return [_flat_operation(case), *weights] if evidence.get("everywhere") else weights
 
@@ -29,6 +31,22 @@ def _two_classes_in_one_unit(case: Case, layer: str) -> Remedy:
         diagnosis=case.diagnosis,
         code="loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.squeeze(-1), labels.float())",
     )
+
+
+def _against_saturation(case: Case, layer: str) -> list[Remedy]:
+    logits = Remedy(
+        title=f"give the loss what {layer} puts out, without the sigmoid or softmax behind it: "
+        "nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss()",
+        reason="together with its logarithm a sigmoid keeps its slope where it is wrong, however far out",
+        diagnosis=case.diagnosis,
+    )
+    smaller = Remedy(
+        title="a lower learning rate, and inputs of mean 0 and size 1: large numbers drive the output so far out",
+        reason="in float32 the slope of a sigmoid is exactly 0 above 18 and below -104",
+        diagnosis=case.diagnosis,
+        needs_restart=True,
+    )
+    return [logits, smaller]
 
 
 def _against_dead_units(case: Case) -> list[Remedy]:
@@ -65,7 +83,8 @@ def against_disconnected(case: Case) -> list[Remedy]:
     if not case.diagnosis.evidence.get("cut"):
         return [
             Remedy(
-                title="let the loss depend on them, or leave them out, or freeze them: requires_grad_(False)",
+                title="let the loss depend on them (experts: balance the routing), leave them out, or freeze them: "
+                "requires_grad_(False)",
                 reason="an optimizer passes over what has no gradient; DistributedDataParallel waits for it in vain",
                 diagnosis=case.diagnosis,
             )

@@ -16,6 +16,8 @@ from lightning_gradwatch.remedy.memory import Memory, measure_memory, memory_in_
 _LOW_BIAS = -2.0
 # Of these the weights tell nothing.
 _NOT_BY_WEIGHTS = (Symptom.SPIKE, Symptom.DISCONNECTED)
+# Weights that are so many times as large as at first: training did that, not the initialization. Ours.
+_MOVED = 2.0
 
 
 def explain(case: Case) -> str:
@@ -29,13 +31,64 @@ def explain(case: Case) -> str:
     """
     diagnosis = case.diagnosis
     if diagnosis.rule.endswith(".time"):
-        memory = memory_of(case)
-        return memory_in_words(memory, num_steps_of(case)) if memory is not None else ""
+        return "; ".join(part for part in (_activation_in_words(case), _memory_in_words(case)) if part)
+    if diagnosis.symptom is Symptom.DISCONNECTED and diagnosis.evidence.get("cut") is False:
+        return "a branch that is not used, or an expert that is rarely routed to"
     if diagnosis.rule == "vanishing.update" or diagnosis.symptom in _NOT_BY_WEIGHTS:
         return ""
     if diagnosis.symptom is Symptom.DEAD:
         return _why_dead(case)
-    return weights_in_words(case)
+    return _growth_in_words(case) if grown_by(case) else weights_in_words(case)
+
+
+def grown_by(case: Case) -> float | None:
+    """Return by how much training has made the weights of the layer larger that it has changed most.
+
+    Args:
+        case: What is known.
+
+    Returns:
+        The factor; None where no layer has grown to twice its size, where nothing explodes, or where that is not known.
+    """
+    growth = _growth(case)
+    return growth[1] if growth else None
+
+
+def _growth(case: Case) -> tuple[str, float] | None:
+    if not _grows(case):
+        return None
+    born = {s.layer for s in case.standings if _born_too_large(case, s)}
+    pairs = [(layer.name, case.growth(layer.name)) for layer in case.sick]
+    grown = [] if born else [(name, factor) for name, factor in pairs if factor > _MOVED]
+    return max(grown, key=lambda pair: pair[1]) if grown else None
+
+
+def _born_too_large(case: Case, standing: WeightStanding) -> bool:
+    first = standing.before(case.weights_at_first.get(standing.layer))
+    return _off(first, case.activations.get(standing.layer)) > math.log(TOLERANCE)
+
+
+def _growth_in_words(case: Case) -> str:
+    growth = _growth(case)
+    assert growth is not None
+    return f"training has made the weights of {growth[0]} {growth[1]:.2g} times as large as they were at first"
+
+
+def _activation_in_words(case: Case) -> str:
+    """Say what a cell made by hand multiplies the gradient by at most, where it is a sigmoid."""
+    name = next((layer.name for layer in case.sick if case.activations.get(layer.name) == "sigmoid"), None)
+    if name is None or case.diagnosis.symptom is not Symptom.VANISHING:
+        return ""
+    return f"a sigmoid follows {name}, whose slope is at most 0.25"
+
+
+def _memory_in_words(case: Case) -> str:
+    memory = memory_of(case)
+    fades = case.diagnosis.symptom is Symptom.VANISHING
+    # What stretches the state from step to step is not what makes the gradient fade.
+    if memory is None or (fades and memory.radius is not None and memory.radius > 1):
+        return ""
+    return memory_in_words(memory, num_steps_of(case))
 
 
 def memory_of(case: Case) -> Memory | None:

@@ -7,11 +7,11 @@ import math
 from lightning_gradwatch.detect.diagnosis import Symptom
 from lightning_gradwatch.remedy.case import Case
 from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm
-from lightning_gradwatch.remedy.explanation import memory_of
+from lightning_gradwatch.remedy.explanation import grown_by, memory_of
 from lightning_gradwatch.remedy.recurrent import orthogonal
 from lightning_gradwatch.remedy.reinitialize import reinitialize
 from lightning_gradwatch.remedy.remedy import Remedy
-from lightning_gradwatch.remedy.vanishing import USUAL_UPDATE
+from lightning_gradwatch.remedy.vanishing import usual_update
 
 # The usual bound for language models (torchtitan, OLMo); the log tells what norms a run has.
 _USUAL_MAX_NORM = 1.0
@@ -24,6 +24,8 @@ SKIP = 'GradWatch(on_nonfinite="skip")'
 
 def against_exploding(case: Case) -> list[Remedy]:
     """Return the ways out of an exploding gradient, best first."""
+    if grown_by(case):
+        return [_tame_training(case), _clip(case, _USUAL_MAX_NORM)]
     remedies = [*reinitialize(case, too_small=False), _clip(case, _USUAL_MAX_NORM)]
     memory = memory_of(case) if case.diagnosis.rule == "exploding.time" else None
     if memory is not None and memory.radius is not None and memory.radius > 1:
@@ -31,10 +33,11 @@ def against_exploding(case: Case) -> list[Remedy]:
     ratio, rate = case.diagnosis.evidence.get("update_ratio"), case.diagnosis.evidence.get("learning_rate")
     if not (ratio and rate):
         return remedies
-    lower = float(f"{rate * USUAL_UPDATE / ratio:.1g}")
+    usual, source = usual_update(case)
+    lower = float(f"{rate * usual / ratio:.1g}")
     slower = Remedy(
         title=f"learning rate {lower:g} instead of {rate:g}",
-        reason=f"a step would then move the weights by about {USUAL_UPDATE:g} of their size",
+        reason=f"a step would then move the weights by about {usual:g} of their size ({source})",
         diagnosis=case.diagnosis,
         optimizer_changes={"lr": lower},
     )
@@ -42,6 +45,17 @@ def against_exploding(case: Case) -> list[Remedy]:
         # Adam and its kin divide by the size of the gradient: clipping changes nothing.
         return [slower, *(remedy for remedy in remedies if not remedy.clipper)]
     return [slower, *remedies] if _too_fast(case, rate) else [*remedies, slower]
+
+
+def _tame_training(case: Case) -> Remedy:
+    """Advise on steps: the weights were of another size when training began, so another start changes nothing."""
+    return Remedy(
+        title="a lower learning rate, optimizer.zero_grad() before each backward pass where you call it yourself, or "
+        "clipping; then start again",
+        reason="the weights were small at first, and the steps made them large",
+        diagnosis=case.diagnosis,
+        needs_restart=True,
+    )
 
 
 def _too_fast(case: Case, rate: float) -> bool:
@@ -87,7 +101,23 @@ def against_non_finite(case: Case) -> list[Remedy]:
     )
     if case.diagnosis.evidence.get("exploded_before"):
         return [*against_exploding(case), skip]
+    if case.diagnosis.evidence.get("in_the_loss"):
+        # A loss that is NaN may have overflowed on its way forward.
+        smaller = reinitialize(case, too_small=False) if case.diagnosis.evidence.get("began_in") == "loss" else []
+        return [*smaller, _keep_off_zero(case), find, skip]
+    if grown_by(case):
+        return [_tame_training(case), skip, find]
     return [*reinitialize(case, too_small=False), skip, find]
+
+
+def _keep_off_zero(case: Case) -> Remedy:
+    look = "look for NaN in the batch; if there is none, " if case.diagnosis.evidence.get("began_in") == "loss" else ""
+    return Remedy(
+        title=f"{look}add an eps inside what the loss takes the log, the root, the norm of or divides by: "
+        "log(x + 1e-8), sqrt(x + 1e-8), x / (y + 1e-8)",
+        reason="at 0 their value or their slope is infinite, and infinity times 0 is NaN; an eps outside does not help",
+        diagnosis=case.diagnosis,
+    )
 
 
 def _clip(case: Case, max_norm: float) -> Remedy:

@@ -39,11 +39,23 @@ for name, weight in layer.named_parameters(recurse=False):
     )
 
 
-def gated(case: Case, memory: Memory) -> Remedy:
+def gated(case: Case, layer: str) -> Remedy:
     """Advise a layer with gates in the place of one without."""
     return Remedy(
-        title=f"{_condition(case)}nn.LSTM or nn.GRU in the place of {memory.layer}",
+        title=f"{_condition(case)}nn.LSTM or nn.GRU in the place of {layer}",
         reason="a gate carries the state over many steps unchanged (Hochreiter and Schmidhuber, 1997)",
+        diagnosis=case.diagnosis,
+        needs_restart=True,
+    )
+
+
+def upright(case: Case, layer: str) -> Remedy:
+    """Advise a tanh in the place of the sigmoid of a cell made by hand."""
+    return Remedy(
+        title=f"{_condition(case)}torch.tanh in the place of the sigmoid behind {layer}, and orthogonal weights from "
+        "state to state, then start again",
+        reason="a tanh has slope 1 at 0, a sigmoid at most 0.25; an orthogonal matrix keeps the length of what it "
+        "multiplies (Saxe et al., 2014)",
         diagnosis=case.diagnosis,
         needs_restart=True,
     )

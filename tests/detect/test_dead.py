@@ -156,6 +156,48 @@ class TestCause:
         assert "fc1" not in finding.cause
 
 
+class TestSaturation:
+    """Zeros behind a last layer that has one unit, and no softmax."""
+
+    @staticmethod
+    def find(observe, norms: np.ndarray, activation: str, **more: object):
+        """Return what is found in two layers, the last one with one unit."""
+        layers = [
+            LayerDescription("fc0", "Linear", 9, num_biases=4, activation="relu"),
+            LayerDescription("fc1", "Linear", 9, num_biases=1, activation=activation),
+        ]
+        (finding,) = RULE(observe(norms, layers=layers, **more))
+        return finding
+
+    def test_what_was_alive_is_no_softmax_over_one_unit(self, observe) -> None:
+        """Such a softmax never has a gradient; what had one before has saturated."""
+        died = self.find(observe, np.repeat([[1.0, 1.0], [0.0, 0.0]], [2, LATER], axis=0), "output")
+        assert (died.evidence["one_unit"], died.evidence["saturated"]) == ("", "fc1")
+        assert died.cause.startswith("a saturated output: a sigmoid or softmax behind fc1")
+        born = self.find(observe, np.zeros((FIRST, 2)), "output")
+        assert (born.evidence["one_unit"], born.evidence["saturated"]) == ("fc1", "")
+
+    @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+    def test_a_sigmoid_behind_the_last_layer_is_no_softmax(self, observe, activation: str) -> None:
+        """What follows is known, so nothing else is claimed, whatever the loss is."""
+        born = self.find(observe, np.zeros((FIRST, 2)), activation)
+        assert (born.evidence["one_unit"], born.evidence["saturated"]) == ("", "fc1")
+        idle = self.find(observe, np.zeros((FIRST, 2)), activation, loss=np.zeros(FIRST))
+        assert (idle.evidence["one_unit"], "softmax" in idle.cause) == ("", False)
+
+    def test_without_a_probe_dead_units_stay_possible(self, observe, probe) -> None:
+        """Where the probe saw units that live, they are not named."""
+        norms = np.repeat([[1.0, 1.0], [0.0, 0.0]], [2, LATER], axis=0)
+        assert "dead ReLU" in self.find(observe, norms, "output").cause
+        assert "dead ReLU" not in self.find(observe, norms, "output", signals=[probe(np.zeros(2), dead=0.5)]).cause
+
+
+def test_an_expert_may_be_rarely_routed_to(observe) -> None:
+    """A dead layer with living ones before it may be one that no sample chose."""
+    (finding,) = RULE(observe(table([1.0] * 5, [0.0] * 5, [1.0] * 5)))
+    assert "rarely routed" in finding.cause
+
+
 def test_two_thousand_layers_are_judged_like_one_by_one(observe) -> None:
     """Judging 2,000 layers in one call names what judging each by hand names, in forward order."""
     rng = np.random.default_rng(0)

@@ -64,6 +64,24 @@ def test_evidence_of_any_kind_becomes_plain(value: object, plain: object) -> Non
     json.dumps(written, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("outlets", "chains"),
+    [
+        ([(), (), ()], ["111"]),
+        ([(1,), (1,), (2,)], ["110", "001"]),
+        ([(1, 2), (1,), (2,)], ["110", "101"]),
+        ([(2,), (), (2,)], ["111"]),
+        ([(1,), (1,), ()], ["111"]),
+        ([], [""]),
+    ],
+)
+def test_a_chain_is_what_one_outlet_depends_on(observe, outlets: list[tuple[int, ...]], chains: list[str]) -> None:
+    """A layer whose outlets are not known belongs to every chain."""
+    layers = [LayerDescription(f"fc{n}", "Linear", outlets=ends) for n, ends in enumerate(outlets)]
+    found = observe(np.ones((2, len(layers))), layers=layers).chains
+    assert ["".join(str(int(here)) for here in row) for row in found] == chains
+
+
 def test_observations_read_the_layers(observe) -> None:
     """Sizes count at least one parameter, a bias that feeds a batch normalization counts as none."""
     layers = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,21 @@ def without(observe, probe):
         order = range(6) if called is None else called
         signals = [probe(np.ones(6), order=order, training=training, fed_by_cut=fed)] * probes
         return observe(norms, present=present, signals=signals, **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def idle(observe) -> Callable[..., Observations]:
+    """Return a function that makes observations of three layers without any gradient, the last one frozen."""
+
+    def make(number: int = RULE.idle_readings, loss: Any = 1.0, signals: Any = (), **about: Any) -> Observations:
+        layers = [LayerDescription(f"fc{i}", "Linear", num_parameters=9, trainable=i < 2) for i in range(3)]
+        nothing = np.full((number, 3), np.nan)
+        found = observe(
+            nothing, present=False, loss=np.broadcast_to(loss, number), layers=layers, signals=signals, optimizer=1
+        )
+        return replace(found, **about)
 
     return make
 
@@ -166,9 +183,46 @@ class TestHealthy:
         rates = [np.nan, np.nan, 0.1, 0.1, 0.1, 0.1]
         assert list(RULE(without({0, 1}, number=100, learning_rate=rates))) == []
 
-    def test_a_step_without_gradient_decides_nothing(self, without) -> None:
-        """Where no layer has one there is nothing to be cut off from."""
-        assert list(RULE(without(set(range(6)), number=100))) == []
+    def test_what_was_trained_before_the_readings_that_are_kept_is_connected(self, without) -> None:
+        """A backbone that is detached after a while once had gradients; of nothing but the rest it is said."""
+        observations = without({0, 1, 2}, number=256)
+        (finding,) = RULE(replace(observations, num_present=np.array([40, 40, 0, 296, 296, 296])))
+        assert finding.layers == ("fc2",)
+        assert finding.evidence["cut"] is False
+
+
+class TestIdle:
+    """An optimizer that steps and never had any gradient."""
+
+    def test_it_is_a_warning_after_ten_readings(self, idle) -> None:
+        """All of its trainable layers are named, the last one first."""
+        assert list(RULE(idle(RULE.idle_readings - 1))) == []
+        (finding,) = RULE(idle())
+        assert (finding.rule, finding.severity, finding.layers) == ("disconnected", "warning", ("fc1", "fc0"))
+        assert finding.message == "optimizer 1 steps in vain: no gradient has ever reached what it holds"
+        assert "in 10 readings (None, not 0)" in finding.measured
+
+    def test_batches_without_a_loss_do_not_count(self, idle) -> None:
+        """Where ``training_step`` returned None nobody had a gradient; ten others decide."""
+        assert list(RULE(idle(100, loss=np.nan))) == []
+        some = np.where(np.arange(100) < RULE.idle_readings - 1, 1.0, np.nan)
+        assert list(RULE(idle(100, loss=some))) == []
+        some[50] = 1.0
+        assert len(list(RULE(idle(100, loss=some)))) == 1
+
+    def test_gradients_of_another_optimizer_count_as_a_loss_does(self, idle) -> None:
+        """It is the first one to step that takes the loss."""
+        assert list(RULE(idle(loss=np.nan, num_elsewhere=RULE.idle_readings - 1))) == []
+        assert len(list(RULE(idle(loss=np.nan, num_elsewhere=RULE.idle_readings)))) == 1
+
+    def test_one_gradient_ever_is_enough(self, idle) -> None:
+        """A generator that rests is not disconnected."""
+        assert list(RULE(idle(256, num_present=np.array([0, 3, 0])))) == []
+
+    def test_gradients_that_somebody_has_used_already_are_no_fault(self, idle, probe) -> None:
+        """An optimizer in the backward pass leaves None behind; the probe has seen what came back."""
+        assert list(RULE(idle(signals=[probe([np.nan, 1.0, np.nan])]))) == []
+        assert len(list(RULE(idle(signals=[probe([np.nan, np.nan, 1.0])])))) == 1
 
 
 @given(missing=st.sets(st.integers(0, 5), max_size=5), seed=st.integers(0, 999))

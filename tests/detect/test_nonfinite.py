@@ -39,6 +39,7 @@ def test_the_layer_nearest_the_output_comes_first(observe) -> None:
         "num_nan": 2,
         "num_inf": 1,
         "exploded_before": False,
+        "in_the_loss": False,
     }
 
 
@@ -62,13 +63,37 @@ def test_an_absent_layer_is_not_sick(observe) -> None:
         (np.inf, [np.nan, np.nan], "the loss itself is infinite"),
         (np.nan, [np.nan, np.nan], "the loss is NaN, or not known"),
         (np.nan, [np.nan, 1.0], "backward pass at fc0"),
-        (0.5, [np.nan, np.nan], "backward pass at fc1"),
+        (0.5, [np.nan, np.nan], "it began in the loss: the slope of log, sqrt, norm or a division at 0"),
+        (0.5, [np.inf, np.inf], "backward pass at fc1"),
+        (0.5, [1.0, np.nan], "backward pass at fc1"),
+        (0.5, [np.nan, 1.0], "backward pass at fc0"),
+        (0.5, [np.nan], "it began in the loss"),
     ],
 )
 def test_the_cause_tells_forward_from_backward(observe, loss: float, norms: list[float], words: str) -> None:
     """A loss that is not finite broke in the forward pass; a finite one breaks in the backward pass."""
     (finding,) = RULE(observe(norms, loss=[loss]))
     assert words in finding.cause
+
+
+class TestLoss:
+    """A loss function that gives NaN, or whose slope does."""
+
+    @pytest.mark.parametrize(("before", "words"), [([2.0, 1.5], "NaN"), ([np.nan, np.nan], "NaN or not known")])
+    def test_a_loss_that_was_known_before_is_nan_now(self, observe, before: list[float], words: str) -> None:
+        """Only where no loss was ever a number may it be that nobody knows it."""
+        (finding,) = RULE(observe([[1.0], [1.0], [np.nan]], loss=[*before, np.nan]))
+        assert finding.measured == f"of 1 layer 1 NaN; loss {words}"
+
+    def test_weights_of_the_same_size_leave_the_loss_and_the_batch(self, observe) -> None:
+        """Nothing was blown up, so log(0) and its kin are named; weights that have grown tenfold are looked at."""
+        norms = [[1.0, 1.0], [np.nan, np.nan]]
+        (finding,) = RULE(observe(norms, loss=[2.0, np.nan]))
+        assert finding.cause.startswith("the loss is NaN: log(0)")
+        assert finding.evidence["in_the_loss"] is True
+        (finding,) = RULE(observe(norms, loss=[2.0, np.nan], weights=[[10.0, 10.0], [10.0, 200.0]]))
+        assert "weights that an earlier step blew up" in finding.cause
+        assert finding.evidence["in_the_loss"] is False
 
 
 class TestForward:

@@ -211,6 +211,42 @@ class TestProfile:
             assert falls[0] == pytest.approx(falls[1], abs=1e-6)
 
 
+def parallel(observe, probe, *towers: list[float]):
+    """Return the profile of towers side by side, each given by the levels of its layers."""
+    ends = np.cumsum([len(tower) for tower in towers]) - 1
+    layers = [
+        LayerDescription(f"fc{n}", "Linear", outlets=(int(end),))
+        for tower, end in zip(towers, ends, strict=True)
+        for n in range(len(tower))
+    ]
+    levels = np.concatenate([np.asarray(tower) for tower in towers])
+    return profile(observe(np.ones((1, len(levels))), layers=layers, signals=[probe(levels)]))
+
+
+class TestChains:
+    """Layers side by side are not one line."""
+
+    def test_a_quiet_actor_beside_a_loud_critic_is_no_line(self, observe, probe) -> None:
+        """Two flat towers of very different level are two flat profiles, and short ones are none."""
+        assert parallel(observe, probe, [1e-3] * 4, [1.0] * 4).attenuation == 0
+        assert parallel(observe, probe, [1e-3] * 3, [1.0] * 3) is None
+
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_the_steepest_of_the_towers_counts(self, observe, probe, place: int) -> None:
+        """A tower in which the gradient vanishes is found beside a longer healthy one, whichever comes first."""
+        towers = [[1.0] * 7]
+        towers.insert(place, [1e-6, 1e-4, 1e-2, 1.0])
+        found = parallel(observe, probe, *towers)
+        assert found.attenuation == pytest.approx(6.0)
+        assert found.layers.tolist() == (list(range(4)) if place == 0 else list(range(7, 11)))
+
+    def test_only_the_longest_of_many_are_fitted(self, observe, probe) -> None:
+        """Eight towers are looked at, the longest ones."""
+        steep = [1e-6, 1e-4, 1e-2, 1.0]
+        assert parallel(observe, probe, steep, *[[1.0] * 5] * 7).attenuation == pytest.approx(6.0)
+        assert parallel(observe, probe, steep, *[[1.0] * n for n in range(5, 13)]).attenuation == 0
+
+
 @given(decades=st.floats(2.5, 12), number=st.integers(4, 60), seed=st.integers(0, 999))
 def test_a_quick_look_rules_out_no_line(probed, decades: float, number: int, seed: int) -> None:
     """What the quick look sends away would not have been steep: lines with noise all pass it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class Heard:
         self.nodes: list[Any] = []
         self.outputs: list[Tensor] = []
         self.places: list[str] = []
-        self.mode = ActivationCalls(self.note, lambda *_: None)
+        self.errors: list[Exception] = []
+        self.mode = ActivationCalls(self.note, lambda *_: None, self.errors.append)
 
     def note(self, name: str, node: Any, output: Tensor, place: str) -> None:
         self.names.append(name)
@@ -41,6 +43,7 @@ def heard():
     yield heard
     heard.mode.rest()
     assert _get_current_function_mode_stack() == []
+    assert heard.errors == []
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,53 @@ def test_a_folder_that_is_gone_costs_no_run(heard, tmp_path, monkeypatch):
     gone.rmdir()
     torch.relu(torch.ones(2))
     assert heard.places[0].startswith("test_functions.py:")
+
+
+@pytest.mark.parametrize("name", [None, 7, "a.module"])
+def test_code_that_was_made_by_exec_has_no_place_of_its_own(heard, name):
+    """Whatever its ``__name__`` is, the line that called it counts: nobody can open the file ``<string>``."""
+    scope = {"__name__": name, "torch": torch}
+    exec("def call(x):\n    return torch.relu(x)", scope)
+    scope["call"](torch.ones(2))
+    (place,) = heard.places
+    assert Path(place.partition(":")[0]).name == Path(__file__).name
+
+
+def test_a_traced_graph_has_nothing_of_ours(heard):
+    """While ``torch.jit.trace`` runs, torch is left alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(nn.ReLU(), torch.ones(2), check_trace=False)
+        assert heard.names == []
+        assert traced(torch.tensor([-1.0, 1.0])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("tell", ["seen", "made"])
+def test_an_error_of_our_own_is_told_once_and_costs_no_run(tell):
+    """The function's result comes all the same, and nothing more is told."""
+    calls: list[str] = []
+
+    def fails(*_: Any) -> None:
+        calls.append(tell)
+        raise ZeroDivisionError("ours")
+
+    errors: list[Exception] = []
+    told = {"seen": lambda *_: None, "made": lambda *_: None, tell: fails}
+    mode = ActivationCalls(told["seen"], told["made"], errors.append)
+    mode.listen()
+    results = [torch.relu(torch.ones(2)).tolist() for _ in range(3)]
+    mode.rest()
+    assert results == [[1.0, 1.0]] * 3
+    assert calls == [tell]
+    assert list(map(type, errors)) == [ZeroDivisionError]
+
+
+def test_an_error_of_the_persons_own_is_theirs(heard):
+    """What an activation raises goes through, and listening goes on."""
+    with pytest.raises(TypeError):
+        torch.relu(3)
+    torch.relu(torch.ones(2))
+    assert heard.names == ["relu"]
 
 
 def test_an_input_whose_node_torch_refuses_to_tell_costs_no_run(heard):
@@ -210,7 +260,7 @@ def test_torch_is_left_alone_while_attention_runs_in_eval_mode(heard, module, tr
 def made(call: Callable[[Tensor], Any]) -> list[tuple[Any, dict[str, Any]]]:
     """Return the arguments of everything that was told to have made a result without a gradient."""
     found: list[tuple[Any, dict[str, Any]]] = []
-    mode = ActivationCalls(lambda *_: None, lambda args, kwargs, _: found.append((args, kwargs)))
+    mode = ActivationCalls(lambda *_: None, lambda args, kwargs, _: found.append((args, kwargs)), pytest.fail)
     inputs = torch.ones(2, 3, requires_grad=True)
     mode.listen()
     call(inputs)

@@ -217,6 +217,57 @@ def test_tied_weights_stand_at_their_first_use():
     assert order == ["0", "2", "4"]
 
 
+def outlets(forward: Callable[..., Tensor], *layers: nn.Module, x: Tensor = X) -> dict[str, set[str]]:
+    """Return, by the layers' numbers, at which layers the way forward ends for each."""
+    model = Net(forward, *layers)
+    found = read_topology(model(x).sum(), known := find_layers(model)).outlets
+    name = {number: layer.name.removeprefix("m.") for number, layer in enumerate(known)}
+    return {name[layer]: {name[end] for end in ends} for layer, ends in found.items()}
+
+
+def five() -> list[nn.Linear]:
+    return [linear() for _ in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        pytest.param(lambda x, a, b, c, d, e: e(d(c(b(a(x))))), "4 4 4 4 4", id="chain"),
+        pytest.param(lambda x, a, b, c, d, e: b(a(x)).sum() + e(d(c(x))).mean(), "1 1 4 4 4", id="two towers"),
+        pytest.param(lambda x, a, b, c, d, e: F.normalize(b(a(x))) @ e(d(c(x))).T, "1 1 4 4 4", id="dot product"),
+        pytest.param(lambda x, a, b, c, d, e: e(torch.tanh(b(a(x)) * d(c(x)))), "4 4 4 4 4", id="towers that meet"),
+        pytest.param(lambda x, a, b, c, d, e: c(h := b(a(x))).sum() + e(d(h)).sum(), "24 24 2 4 4", id="two heads"),
+        pytest.param(lambda x, a, b, c, d, e: (h := a(x)) + c(b(h)) + e(d(h)), "24 2 2 4 4", id="parallel residuals"),
+        pytest.param(lambda x, a, b, c, d, e: (h := (g := a(x)) + c(b(g))) + e(d(h)), "4 4 4 4 4", id="residuals"),
+        pytest.param(lambda x, a, b, c, d, e: e(torch.relu(h := a(x)) + d(c(b(h)))), "4 4 4 4 4", id="U"),
+        pytest.param(lambda x, a, b, c, d, e: c(h := a(x)) + d(h := b(h)) + e(h), "234 34 2 3 4", id="early exits"),
+        pytest.param(lambda x, a, b, c, d, e: e(d(c(b(a(x))))) - e(d(c(b(a(-x))))), "4 4 4 4 4", id="siamese"),
+        pytest.param(lambda x, a, b, c, d, e: F.linear(e(d(c(b(a(x))))), a.weight), "4 4 4 4 4", id="tied"),
+    ],
+)
+@pytest.mark.parametrize("x", [X, X.reshape(1, 5, 4)[0].requires_grad_()], ids=["plain", "asks for a gradient"])
+def test_a_way_forward_ends_where_no_layer_follows(forward, expected, x):
+    """Layers side by side have no outlet in common; a trunk has those of all its heads."""
+    assert outlets(forward, *five(), x=x) == {str(n): set(ends) for n, ends in enumerate(expected.split())}
+
+
+def test_a_decoder_that_attends_to_an_encoder_is_one_with_it():
+    """All layers of a transformer end at its last normalization, and a recurrent cell where its head is."""
+    x = torch.randn(2, 3, 8)
+    transformer = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+    assert set(map(frozenset, outlets(lambda x, t: t(x, x), transformer, x=x).values())) == {
+        frozenset({"0.decoder.norm"})
+    }
+
+    def unrolled(x: Tensor, cell: nn.RNNCell, head: nn.Linear) -> Tensor:
+        hidden = torch.zeros(2, 4)
+        for step in range(3):
+            hidden = cell(x[:, step], hidden)
+        return head(hidden)
+
+    assert outlets(unrolled, nn.RNNCell(8, 4), linear(), x=x) == {"0": {"1"}, "1": {"1"}}
+
+
 def test_autocast_is_seen_through():
     """Casts of weights and activations to bfloat16 hide nothing."""
     model = nn.Sequential(linear(), nn.Sigmoid(), linear(), nn.ReLU(), linear())

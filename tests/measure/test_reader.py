@@ -422,6 +422,15 @@ def test_the_graph_is_read_until_every_trainable_layer_is_seen():
     assert reader.topology is before
 
 
+def test_outlets_of_several_losses_are_joined():
+    """A trunk that has one head for each of two losses ends in both, and an encoder that was pretrained goes on."""
+    trunk, one, other = (nn.Linear(2, 2) for _ in range(3))
+    reader = Reader(nn.ModuleList([trunk, one, other]))
+    reader.read_graph(one(trunk(torch.ones(1, 2))).sum())
+    reader.read_graph(other(trunk(torch.ones(1, 2))).sum())
+    assert [about.outlets for about in reader.descriptions] == [(1, 2), (1,), (2,)]
+
+
 def test_a_layer_that_is_never_used_does_not_keep_the_graph_open():
     """After four graphs no more is read."""
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])

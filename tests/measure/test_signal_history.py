@@ -79,16 +79,28 @@ def test_memory_is_bounded_by_layers_and_by_time_steps(num_layers, num_steps):
     assert history[0].step == 0
 
 
-def test_a_checkpoint_keeps_the_newest_as_plain_values():
-    """The newest 16 come back to the last bit through weights-only loading."""
+def test_the_first_of_each_optimizer_stays():
+    """Also where another optimizer was probed before it, and is probed far more often."""
+    history = SignalHistory()
+    for step in range(1000):
+        history.append(snapshot(step, optimizer=int(step in (9, 500, 990)), num_layers=1))
+    assert history.of(1)[0].step == 9
+    assert history[0].step == 0
+    restored = SignalHistory()
+    restored.load_state_dict(history.state_dict(), history[0].layers)
+    assert [s.step for s in restored] == [0, 9, *range(984, 1000)]
+
+
+def test_a_checkpoint_keeps_the_newest_and_the_first_as_plain_values():
+    """The newest 16, and how it began, come back to the last bit through weights-only loading."""
     history, restored = SignalHistory(), SignalHistory()
     for step in range(20):
         history.append(snapshot(step))
     torch.save(history.state_dict(), file := io.BytesIO())
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     restored.load_state_dict(state, history[0].layers)
-    assert [s.step for s in restored] == list(range(4, 20))
-    for one, other in zip(restored, history[-16:], strict=True):
+    assert [s.step for s in restored] == [0, *range(4, 20)]
+    for one, other in zip(restored, [history[0], *history[-16:]], strict=True):
         assert_equal(one, other)
 
 

@@ -366,3 +366,36 @@ def test_layers_that_are_gone_are_passed_over():
     layers = find_layers(model)
     described = describe_layers(model, layers, read_topology(model(torch.randn(4, WIDTH)).sum(), layers))
     assert advise(Diagnosis("a.rule", Symptom.VANISHING, layers=("gone",)), model, layers, described) == Advice()
+
+
+def test_a_notice_asks_for_another_start_only_if_the_loss_stays_flat():
+    """What copes with its profile may go on; a warning is told straight."""
+    model = deep(nn.ReLU, 0.01)
+    layers = find_layers(model)
+    descriptions = describe_layers(model, layers, read_topology(model(torch.randn(4, WIDTH)).sum(), layers))
+    for severity, start in (("notice", "if the loss stays flat: He initialization"), ("warning", "He initialization")):
+        sick = Diagnosis("a.rule", Symptom.VANISHING, severity, layers=tuple(layer.name for layer in layers[:-1]))
+        assert advise(sick, model, layers, descriptions).remedies[0].title.startswith(start)
+
+
+def test_weights_that_training_blew_up_are_told_from_the_first_reading():
+    """With the sizes of the first reading no initialization is advised; without them there is no other reason."""
+    small = {str(place): 0.05 for place in range(0, 13, 2)}
+    large = dict.fromkeys(small, 5.0)
+    for first, advised in ((small, False), (large, True), (None, True)):
+        given = advice_for(deep(nn.ReLU, 5.0), Symptom.EXPLODING, weights_before=large, weights_at_first=first)
+        assert any("initialization" in remedy.title for remedy in given.remedies) == advised
+        assert ("training has made" in given.weights) == (not advised)
+
+
+def test_weights_that_are_nan_are_told_from_the_first_reading():
+    """After an overflow only the sizes of the first reading tell that the weights were too large from the start."""
+    model = deep(nn.ReLU)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    large = {str(place): 1.0 for place in range(0, 13, 2)}
+    assert not any("He" in remedy.title for remedy in advice_for(model, Symptom.NON_FINITE).remedies)
+    given = advice_for(model, Symptom.NON_FINITE, weights_at_first=large)
+    assert given.remedies[0].title.startswith("He initialization of 6 layers")
+    assert given.weights == "weights of 0 have std 1, He would give 0.12"

@@ -89,3 +89,18 @@ def test_layers_that_no_loss_uses_may_go():
     unused = Diagnosis("disconnected", Symptom.DISCONNECTED, layers=("aux",), evidence={"cut": False})
     (remedy,) = against_disconnected(Case(unused))
     assert "requires_grad_(False)" in remedy.title
+    assert "experts: balance the routing" in remedy.title
+
+
+def test_a_saturated_output_hands_its_logits_to_the_loss():
+    """At a logit of -200 the sigmoid of a squared error has no slope in float32, and the advised loss has."""
+    logits, smaller = dead(everywhere=True, dead_units="", one_unit="", saturated="2")
+    assert "nn.BCEWithLogitsLoss()" in logits.title
+    assert "lower learning rate" in smaller.title
+    out, target = torch.full((1,), -200.0, requires_grad=True), torch.ones(1)
+    assert float(torch.autograd.grad((out.sigmoid() - target).square().sum(), out)[0]) == 0
+    assert float(torch.autograd.grad(nn.BCEWithLogitsLoss()(out, target), out)[0]) == -1
+    assert smaller.reason.endswith("exactly 0 above 18 and below -104")
+    edge = torch.tensor([18.0, 15.0, -80.0, -104.0], requires_grad=True)
+    slope = torch.autograd.grad(edge.sigmoid().sum(), edge)[0]
+    assert (slope > 0).tolist() == [False, True, True, False]

@@ -94,6 +94,40 @@ def test_time_is_explained_by_what_a_layer_keeps():
     assert explain(case_of(nn.Linear(3, 4), diagnosis)) == ""
 
 
+def test_a_radius_above_one_does_not_explain_fading():
+    """What stretches the state does not shrink the gradient; below 1 it may."""
+    fading = Diagnosis("vanishing.time", Symptom.VANISHING, layers=("(root)",), evidence={"num_steps": 100})
+    for radius, said in ((2.0, False), (0.5, True)):
+        model = nn.RNN(3, 8)
+        nn.init.orthogonal_(model.weight_hh_l0, radius)
+        assert ("spectral radius" in explain(case_of(model, fading, None))) == said
+
+
+def test_a_cell_written_by_hand_is_explained_by_its_sigmoid():
+    """Its slope is at most a quarter; of a tanh nothing is said."""
+    fading = Diagnosis("vanishing.time", Symptom.VANISHING, layers=("(root)",), evidence={"num_steps": 80})
+    words = "a sigmoid follows (root), whose slope is at most 0.25"
+    assert explain(case_of(nn.Linear(64, 32), fading, "sigmoid")) == words
+    assert explain(case_of(nn.Linear(64, 32), fading, "tanh")) == ""
+
+
+def test_weights_that_training_made_large_are_told_so():
+    """Where the first reading found them small, no initialization is named beside them."""
+    model = stack(1)
+    nn.init.normal_(model[0].weight, std=40.0)
+    case = replace(case_of(model, EXPLODING), weights_before={"0": 40.0}, weights_at_first={"0": 0.1})
+    assert explain(case) == "training has made the weights of 0 4e+02 times as large as they were at first"
+    assert "He would give" in explain(replace(case, weights_at_first={"0": 40.0}))
+    assert "He would give" in explain(replace(case, weights_at_first={}))
+
+
+def test_layers_that_no_loss_uses_may_be_experts():
+    """Where nothing is cut."""
+    unused = Diagnosis("disconnected", Symptom.DISCONNECTED, layers=("0",), evidence={"cut": False})
+    assert "rarely routed to" in explain(case_of(stack(1), unused))
+    assert explain(case_of(stack(1), replace(unused, evidence={"cut": True}))) == ""
+
+
 def test_steps_that_move_nothing_are_not_the_weights_fault():
     """However the weights stand, the rule itself has named the cause."""
     assert explain(case_of(stack(), replace(VANISHING, rule="vanishing.update"))) == ""

@@ -82,3 +82,30 @@ def test_what_forgets_gets_what_its_kind_needs():
     assert forgetting(nn.Linear(2, 3), num_steps=60) == []
     assert forgetting(nn.LSTM(2, 3, bias=False), num_steps=60) == []
     assert forgetting(nn.LSTM(2, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("width", "activation", "advised"),
+    [
+        (2, "sigmoid", ["torch.tanh in the place", "nn.LSTM or nn.GRU"]),
+        (3, "sigmoid", ["torch.tanh in the place", "nn.LSTM or nn.GRU"]),
+        (2, "tanh", ["nn.LSTM or nn.GRU"]),
+        (3, "tanh", ["orthogonal recurrent weights", "nn.LSTM or nn.GRU"]),
+        (2, "gate", []),
+        (2, None, []),
+    ],
+)
+def test_a_cell_written_by_hand_gets_what_its_activation_needs(width, activation, advised):
+    """A sigmoid gives way to a tanh; no gates are advised where there are gates, or where nothing is known."""
+    diagnosis = Diagnosis("vanishing.time", Symptom.VANISHING, layers=("(root)",), evidence={"num_steps": 60})
+    case = Case(diagnosis, find_layers(nn.Linear(width, 3)), activations={"(root)": activation})
+    titles = [remedy.title for remedy in against_vanishing(case)]
+    assert [title[: len(start)] for title, start in zip(titles, advised, strict=True)] == advised
+    assert not any("forget" in title for title in titles)
+
+
+def test_what_rescales_may_move_a_hundredth_and_needs_no_larger_loss():
+    """Under Adam a step of 1e-8 asks for a million times the rate, however small the gradient is."""
+    (remedy,) = stalled(learning_rate=1e-9, update_ratio=1e-8, relative_gradient=1e-9, rescaled=True)
+    assert remedy.optimizer_changes == {"lr": pytest.approx(1e-3)}
+    assert "0.01 of their size" in remedy.reason

@@ -273,6 +273,31 @@ class TestLines:
         assert "(norms 0.02 to 3, x0.98 a layer back; parameter gradients only)" in text
         assert "a layer back" not in healthy_text(report, [], None)
 
+    @pytest.mark.parametrize(
+        ("ratio", "percent", "named"),
+        [
+            (0.1, "10%", "large"),
+            (0.0501, "5%", "large"),
+            (0.0123, "1.2%", ""),
+            (0.0499, "5%", ""),
+            (1.0, "100%", "large"),
+            (1e-4, "0.01%", ""),
+            (6.1e-6, "0.00061%", "small"),
+        ],
+    )
+    def test_only_steps_of_an_unusual_size_are_named(self, report_of, ratio: float, percent: str, named: str) -> None:
+        """Healthy networks move by up to 4% under Adam; the percent is written as a person writes it."""
+        text = healthy_text(report_of([[1.0]]), ["fc0"], None, ratio)
+        assert f"a step moves weights by {percent})" in text
+        assert ("such steps are" in text) == bool(named)
+        assert f"such steps are {named}" in text or not named
+
+    def test_one_layer_of_several_is_not_the_only_one(self, report_of) -> None:
+        """An optimizer that holds one of two layers reaches its only layer."""
+        assert "gradients reach the only layer (" in healthy_text(report_of([[1.0]]), ["fc0"])
+        report = report_of([[1.0, np.nan]], present=[[True, False]], learning_rates=[0.1, np.nan])
+        assert "gradients reach its only layer (" in healthy_text(report, ["fc0", "fc1"])
+
     def test_health_names_layers_that_no_gradient_reached(self, report_of) -> None:
         """Trainable layers that the optimizer holds and that are absent are named; frozen and others' are not."""
         report = report_of(
