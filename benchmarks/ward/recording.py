@@ -28,6 +28,7 @@ class _Seen:
         rows: Each reading's own row of every column.
         signals: The probes.
         losses: Each reading's loss as the rules may judge it.
+        counts: What had been counted by each reading that was judged: of each layer, and of other optimizers.
     """
 
     newest: Observations
@@ -35,6 +36,7 @@ class _Seen:
     rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
     signals: list[SignalSnapshot] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    counts: dict[int, tuple[Any, int]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -59,6 +61,7 @@ class Recorder:
             seen.told.append((number, observations.layers, observations.order))
         if observations.probe is not None:
             seen.signals.append(observations.probe)
+        seen.counts[number] = (np.copy(observations.num_present), observations.num_elsewhere)
         self._judged.append((observations.optimizer, number))
         return ()
 
@@ -66,7 +69,7 @@ class Recorder:
         """Write everything to a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {
-            number: (replace(seen.newest, signals=[]), seen.told, _stacked(seen.rows), seen.signals, seen.losses)
+            number: replace(seen, newest=replace(seen.newest, signals=[]), rows=_stacked(seen.rows))
             for number, seen in self._seen.items()
         }
         path.write_bytes(pickle.dumps((kept, self._judged)))
@@ -98,8 +101,10 @@ def observed(path: Path) -> Iterator[Observations]:
     """
     kept, judged = pickle.loads(path.read_bytes())  # noqa: S301
     for optimizer, number in judged:
-        newest, told, rows, signals, losses = kept[optimizer]
-        _, layers, order = next(each for each in reversed(told) if each[0] <= number)
+        seen = kept[optimizer]
+        rows, losses = seen.rows, seen.losses
+        _, layers, order = next(each for each in reversed(seen.told) if each[0] <= number)
+        num_present, num_elsewhere = seen.counts[number]
         window = slice(max(0, number + 1 - WINDOW), number + 1)
         columns = {name: values[window] for name, values in rows.items()}
         columns = {name: v[:, : len(layers)] if v.ndim > 1 else v for name, v in columns.items()}
@@ -108,13 +113,15 @@ def observed(path: Path) -> Iterator[Observations]:
         if number + 1 > WINDOW and np.isfinite(loss).any():
             loss = np.concatenate([losses[:FIRST_LOSSES], loss])
         yield replace(
-            newest,
+            seen.newest,
             step=step,
             layers=layers,
             order=order,
             gradients=Readings(**columns),
             loss=loss,
-            signals=[snapshot for snapshot in signals if snapshot.step <= step],
+            signals=[snapshot for snapshot in seen.signals if snapshot.step <= step],
+            num_present=num_present,
+            num_elsewhere=num_elsewhere,
         )
 
 

@@ -84,10 +84,7 @@ class SageMaker:
         low, high = self.ratios
         marks = [(Symptom.VANISHING, ratios < low), (Symptom.EXPLODING, np.isfinite(ratios) & (ratios > high))]
         if len(self._kept) == self.num_unchanged:
-            same = [
-                all(self._close(new, old[place]) for old in before[-2:])
-                for place, new in enumerate(now)
-            ]
+            same = [all(self._close(new, old[place]) for old in before[-2:]) for place, new in enumerate(now)]
             marks.append((Symptom.VANISHING, np.array(same)))
         return marks
 
