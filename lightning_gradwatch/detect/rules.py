@@ -11,6 +11,7 @@ from lightning_gradwatch.detect.depth import DepthRule
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
 from lightning_gradwatch.detect.disconnected import DisconnectedRule
 from lightning_gradwatch.detect.nonfinite import NonFiniteRule
+from lightning_gradwatch.detect.saturation import SaturationRule
 from lightning_gradwatch.detect.spike import SpikeRule
 from lightning_gradwatch.detect.stall import StallRule
 from lightning_gradwatch.detect.time import TimeRule
@@ -25,6 +26,7 @@ RULE_IDS = (
     "exploding.depth",
     "exploding.time",
     "exploding.update",
+    "exploding.saturation",
     "exploding.threshold",
     "dead",
     "disconnected",
@@ -38,13 +40,14 @@ def default_rules() -> tuple[Rule, ...]:
     Example:
         >>> for rule in default_rules():
         ...     print(type(rule).__name__, end=" ")
-        NonFiniteRule UpdateRule DepthRule TimeRule StallRule DeadRule DisconnectedRule SpikeRule
+        NonFiniteRule UpdateRule DepthRule TimeRule SaturationRule StallRule DeadRule DisconnectedRule SpikeRule
     """
     return (
         NonFiniteRule(),
         UpdateRule(),
         DepthRule(),
         TimeRule(),
+        SaturationRule(),
         StallRule(),
         DeadRule(),
         DisconnectedRule(),

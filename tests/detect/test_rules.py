@@ -13,6 +13,7 @@ from lightning_gradwatch.detect.depth import DepthRule
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.detect.rules import RULE_IDS, check_ignored, default_rules, heard
 from lightning_gradwatch.detect.thresholds import ThresholdRule
+from lightning_gradwatch.measure.snapshot import LayerDescription
 
 DEPTH = Diagnosis("vanishing.depth", Symptom.VANISHING, layers=("encoder.0", "encoder.1", "head"))
 LIMIT = Diagnosis("vanishing.threshold", Symptom.VANISHING, layers=("encoder.0",))
@@ -64,6 +65,7 @@ def test_with_rules_of_ones_own_any_id_is_accepted() -> None:
 
 FLAT = np.full(150, 2.3)
 STEEP = np.logspace(-8, 0, 8)
+TANH = [LayerDescription(f"fc{i}", "Linear", num_parameters=100, activation="tanh") for i in range(4)]
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +83,9 @@ def sick(observe, probe, probed):
         "exploding.time": probed(np.ones(2), time={0: rising[::-1]}, loss=FLAT),
         "vanishing.update": probed(np.ones(4), update_ratio=1e-9, loss=FLAT),
         "exploding.update": observe([1e4, 1e4]),
+        "exploding.saturation": observe(
+            np.ones(4), layers=TANH, signals=[probe(np.ones(4), saturated=0.9)] * 2, loss=np.full(20, 2.3)
+        ),
         "vanishing.threshold": observe([1e-9, 1.0]),
         "exploding.threshold": observe([1e9, 1.0], weights=1e12),
         "dead": observe(np.zeros((10, 2))),
