@@ -30,8 +30,8 @@ def test_sigmoid_vs_relu_tells_the_networks_apart(tmp_path):
     assert accuracies["sigmoid"] < 20
     assert accuracies["relu-default"] < 20
     assert rows["relu-he"].endswith("quiet")
-    assert "vanishing since step 2" in rows["sigmoid"]
-    assert "vanishing since step 2" in rows["relu-default"]
+    assert "vanishing since step 3" in rows["sigmoid"]
+    assert "vanishing since step 3" in rows["relu-default"]
     assert out.count("GradWatch  step 4  gradients reach all 21 layers") == 1
     assert out.count("VANISHING: the first layers get almost no gradient") == 2
     assert "make dashboard" in out

@@ -32,8 +32,8 @@ class DepthRule:
     * when the loss has not fallen after ``horizon`` readings, or after ``early_horizon`` where the profile loses, or
       lost in the first probe, ``severe`` orders of magnitude;
     * when, with a vanishing profile that lasts, it has fallen by less than ``min_fall`` after ``horizon`` readings;
-    * when an exploding profile, in which the signal explodes on its way forward as well, has been there since the
-      first probe and is still there after ``horizon`` readings.
+    * when an exploding profile has been there since the first probe and is still there after ``horizon`` readings:
+      healthy networks gain less than ``notice`` at both times.
 
     Otherwise it is a notice. Between ``suspect`` and ``notice`` only a loss that does not fall speaks. Without a probe
     nothing is said.
@@ -177,11 +177,11 @@ class DepthRule:
         )
 
     def _lasts(self, observations: Observations, profile: DepthProfile) -> bool:
-        """Tell whether signal and gradient have exploded since the first probe, and still do after the horizon."""
+        """Tell whether the gradient has exploded since the first probe, and still does after the horizon."""
         first = depth_profile(observations, observations.signals[0])
         if len(observations.loss) < self.horizon or first is None:
             return False
-        return all(p.attenuation <= -self.notice and p.growth >= self.notice / 2 for p in (first, profile))
+        return first.attenuation <= -self.notice and profile.attenuation <= -self.notice
 
 
 def _poorest(profile: DepthProfile) -> IntArray:

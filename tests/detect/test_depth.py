@@ -207,7 +207,7 @@ class TestExploding:
 
     def test_growth_is_a_notice_the_most_gradient_first(self, probed) -> None:
         """A gradient that grows on its way back is a notice while the outcome is open, and where the loss falls."""
-        for loss in (FLAT[:3], FALLING):
+        for loss in (FLAT[:3], FALLING[: RULE.horizon - 1]):
             (finding,) = RULE(probed(steep(-6), loss=loss))
             assert (finding.rule, finding.symptom, finding.severity) == ("exploding.depth", Symptom.EXPLODING, "notice")
             assert finding.layers == ("fc0", "fc1", "fc2", "fc3", "fc4", "fc5")
@@ -218,6 +218,14 @@ class TestExploding:
         (finding,) = RULE(probed(steep(-6), loss=FLAT))
         assert finding.severity == "warning"
         assert "the loss does not fall" in finding.message
+
+    def test_it_is_a_warning_where_training_does_not_mend_it(self, observe, probe) -> None:
+        """A profile that explodes in the first probe and after the horizon is a fault, though a huge loss falls."""
+        bad, good = probe(steep(-6)), probe(steep(-1))
+        (lasts,) = RULE(observe(np.ones(10), signals=[bad, bad, bad], loss=FALLING))
+        (came,) = RULE(observe(np.ones(10), signals=[good, bad, bad], loss=FALLING))
+        assert (lasts.severity, came.severity) == ("warning", "notice")
+        assert "training does not mend that" in lasts.message
 
     def test_there_is_no_gray_zone(self, probed) -> None:
         """Below the notice growth is nothing, whatever the loss does."""
