@@ -201,8 +201,8 @@ class Watch:
             )
             self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
             self._begin(self._stepper.reader, make_sinks if tells else tuple, several=num_optimizers > 1)
-            if tells and self.disabled_reason is None:
-                self._tell_left_out(self._stepper.reader, optimizers)
+            if self.disabled_reason is None:
+                self._note_left_out(self._stepper.reader, optimizers)
         if note:
             self._teller.say(f"GradWatch  {note}")
 
@@ -219,8 +219,11 @@ class Watch:
             self._saved = None
         self._teller.say(start_text(reader.descriptions, self._picture))
 
-    def _tell_left_out(self, reader: Reader, optimizers: Sequence[Optimizer]) -> None:
-        for line in left_out_lines(find_left_out(reader.model, reader.layers, optimizers)):
+    def _note_left_out(self, reader: Reader, optimizers: Sequence[Optimizer]) -> None:
+        left_out = find_left_out(reader.model, reader.layers, optimizers)
+        if left_out.layers:
+            reader.note_left_out(left_out.layers)
+        for line in left_out_lines(left_out):
             self._teller.say(line)
 
     @harmless

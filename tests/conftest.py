@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from models import CLASSES, WIDTH, RecordingSink
 from torch.utils.data import DataLoader, TensorDataset
+
+# A deadline would be a timing, and machines are noisy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Severity, Symptom
 from lightning_gradwatch.detect.profile import MIN_LAYERS, DepthProfile, depth_profile, levels_of, may_be_steep
-from lightning_gradwatch.detect.progress import RESCALING_OPTIMIZERS, outcome_of, steady_rate
+from lightning_gradwatch.detect.progress import RESCALING_OPTIMIZERS, loss_rests, outcome_of, steady_rate
 from lightning_gradwatch.measure.history import WINDOW
 from lightning_gradwatch.measure.snapshot import IntArray
 
@@ -31,9 +31,9 @@ class DepthRule:
       either far more (``min_share``) or not at all (``unmoved``);
     * when the loss has not fallen after ``horizon`` readings, or after ``early_horizon`` where the profile loses, or
       lost in the first probe, ``severe`` orders of magnitude;
-    * when, with a vanishing profile that lasts, it has fallen by less than ``min_fall`` after ``horizon`` readings;
-    * when an exploding profile has been there since the first probe and is still there after ``horizon`` readings
-      (ours: no healthy run gained more than 1.2 orders of magnitude at both times).
+    * when, with a vanishing profile that lasts, it has fallen by less than ``min_fall`` after ``horizon`` readings, or
+      by less than twice that and not at all over the newest ``horizon``;
+    * when the profile exploded in the first probe and still gains ``lasting`` orders after ``horizon`` readings.
 
     Otherwise it is a notice. Between ``suspect`` and ``notice`` only a loss that does not fall speaks. Without a probe
     nothing is said.
@@ -44,6 +44,8 @@ class DepthRule:
         min_update: DeepDiagnosis takes a learning rate x gradient / weights below 1e-5 for too small.
         min_share: Ours: healthy networks with a poor profile stay above 2e-3.
         unmoved: float32 numbers are 6e-8 of themselves apart: smaller steps change nothing.
+        lasting: Ours: healthy runs gained at most 1.6 orders of magnitude by then (and 1.2 at first), sick ones at
+            least 3.0 (and 4.3 at first).
         severe: Ours: with fewer orders of magnitude runs have rested for 60 readings and learned all the same.
         min_fall: Ours: healthy runs had fallen by half or had a flat profile by then.
         horizon: Ours: networks that Adam saves show it within 100 readings.
@@ -66,6 +68,7 @@ class DepthRule:
     min_update: float = 1e-5
     min_share: float = 1e-3
     unmoved: float = 1e-7
+    lasting: float = 2.3
     severe: float = 6.0
     min_fall: float = 0.25
     horizon: int = 100
@@ -85,12 +88,12 @@ class DepthRule:
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield at most one diagnosis, the layers with the least (or most) gradient first."""
-        profile = self._poor_twice(observations)
+        profile = self._poor_twice(observations) or self._exploding_since_the_start(observations)
         if profile is None:
             return
         if profile.attenuation >= self.suspect:
             yield from self._vanishing(observations, profile)
-        elif profile.attenuation <= -self.notice:
+        elif profile.attenuation <= -self.notice or self._lasts(observations, profile):
             yield from self._exploding(observations, profile)
 
     def _poor_twice(self, observations: Observations) -> DepthProfile | None:
@@ -110,6 +113,19 @@ class DepthRule:
             newest = newest or profile
         return newest
 
+    def _exploding_since_the_start(self, observations: Observations) -> DepthProfile | None:
+        """Return the newest profile where the first one exploded and training has mended less than all of it."""
+        if len(observations.signals) < 2 or len(observations.loss) < self.horizon:
+            return None
+        for snapshot, least in ((observations.signals[0], self.notice), (observations.signals[-1], self.lasting)):
+            layers, levels = levels_of(observations, snapshot)
+            # The robust line may be steeper than what lies between the ends.
+            if len(layers) < MIN_LAYERS or not may_be_steep(levels, least / 2):
+                return None
+        profile = depth_profile(observations, observations.signals[-1])
+        found = profile is not None and profile.r2 >= self.min_r2 and self._lasts(observations, profile)
+        return profile if found else None
+
     def _vanishing(self, observations: Observations, profile: DepthProfile) -> Iterator[Diagnosis]:
         starved = self._starved(observations, profile)
         outcome = self._outcome(observations, profile)
@@ -124,13 +140,19 @@ class DepthRule:
             symptom=Symptom.VANISHING,
             severity=severity,
             optimizer=observations.optimizer,
-            layers=observations.names(_poorest(profile)),
+            layers=observations.names(poorest(self._first_poor(observations, profile))),
             step=observations.step,
             message=_vanishing_message(severity, observations.optimizer_description.kind, outcome),
             measured=_measured(observations, profile, starved),
             cause="; ".join(filter(None, [activations_in_words(observations, profile.layers), _flat(observations)])),
             evidence=_evidence(profile) | {"update_ratio": starved, "loss_has_fallen": outcome},
         )
+
+    def _first_poor(self, observations: Observations, profile: DepthProfile) -> DepthProfile:
+        """Return the profile of the first probe where that was poor already: it shows where the fault began."""
+        first = depth_profile(observations, observations.signals[0])
+        poor = first is not None and first.r2 >= self.min_r2 and first.attenuation >= self.notice
+        return first if first is not None and poor else profile
 
     def _starved(self, observations: Observations, profile: DepthProfile) -> float | None:
         """Return how little the step moved the slowest of the first layers where that is next to nothing."""
@@ -157,7 +179,9 @@ class DepthRule:
         fallen = outcome_of(observations, min(self.early_horizon, self.horizon) if severe else self.horizon)
         if fallen and profile.attenuation >= self.notice:
             # The profile lasts, so what has fallen so far is all that the last layers could do alone.
-            return outcome_of(observations, self.horizon, by=self.min_fall) is not False
+            if outcome_of(observations, self.horizon, by=self.min_fall) is False:
+                return False
+            return not loss_rests(observations, self.horizon, by=2 * self.min_fall)
         return fallen
 
     def _exploding(self, observations: Observations, profile: DepthProfile) -> Iterator[Diagnosis]:
@@ -181,11 +205,15 @@ class DepthRule:
         first = depth_profile(observations, observations.signals[0])
         if len(observations.loss) < self.horizon or first is None:
             return False
-        return first.attenuation <= -self.notice and profile.attenuation <= -self.notice
+        return first.attenuation <= -self.notice and profile.attenuation <= -min(self.lasting, self.notice)
 
 
-def _poorest(profile: DepthProfile) -> IntArray:
-    """Return the layers that get less than 1% of what the last ones get, the poorest first."""
+def poorest(profile: DepthProfile) -> IntArray:
+    """Return the layers that get less than 1% of what the last ones get, the poorest first.
+
+    Args:
+        profile: A profile that loses on its way back.
+    """
     top = float(np.median(profile.levels[-max(1, len(profile.levels) // 4) :]))
     sick = np.flatnonzero(profile.levels < 1e-2 * top)
     sick = sick if sick.size else np.array([int(np.argmin(profile.levels))])

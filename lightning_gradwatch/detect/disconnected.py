@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
+from lightning_gradwatch.detect.progress import outcome_of
 from lightning_gradwatch.measure.snapshot import BoolArray, IntArray
 
 
@@ -21,6 +22,10 @@ class DisconnectedRule:
     ``argmax`` in between). A teacher, a target network or a momentum encoder feeds only the loss, and a trunk in
     evaluation mode is at rest on purpose. Only the signal probe knows what the forward pass called.
 
+    And it is a warning where no optimizer at all holds layers that a gradient reaches and whose weights stand as
+    PyTorch drew them, once the loss has fallen by less than ``min_fall`` after ``horizon`` readings: a trunk at random
+    is enough for some tasks, and a pretrained one under a new head is meant to rest.
+
     And it is a warning, after ``idle_readings``, where none of an optimizer's layers ever had a gradient: a generator
     whose images are detached, parameters of another model. Steps of which neither a loss nor a gradient is known
     anywhere (``training_step`` returned None) do not count.
@@ -29,6 +34,9 @@ class DisconnectedRule:
         first_readings: As many as ``DeadRule`` asks for.
         num_readings: Ours: a head that is trained in turns has had its turn by then.
         idle_readings: Ours.
+        min_fall: As in ``DepthRule``. Ours: heads on a random trunk that is enough had fallen by 75% by then, heads on
+            one that is not by 14%.
+        horizon: As in ``DepthRule``.
 
     Example:
         >>> DisconnectedRule().first_readings
@@ -38,9 +46,12 @@ class DisconnectedRule:
     first_readings: int = 3
     num_readings: int = 20
     idle_readings: int = 10
+    min_fall: float = 0.25
+    horizon: int = 100
 
     def __call__(self, observations: Observations) -> Iterator[Diagnosis]:
-        """Yield at most one diagnosis for layers behind a cut, and one for layers that are not used."""
+        """Yield at most one diagnosis for layers behind a cut, for layers that are not used, and for ones left out."""
+        yield from self._left_out(observations)
         readings = observations.gradients
         missing = self._missing(observations)
         if not missing.any() or len(readings) < self.first_readings:
@@ -58,6 +69,17 @@ class DisconnectedRule:
         unused = observations.order[rest[observations.order]]
         if unused.size and len(observations.loss) >= self.num_readings:
             yield _diagnosis(observations, unused, cut=False)
+
+    def _left_out(self, observations: Observations) -> Iterator[Diagnosis]:
+        """Yield a diagnosis where the network is not trained because no optimizer holds layers that ask for it."""
+        absent = np.isnan(observations.learning_rate)
+        if len(observations.loss) < self.horizon or not observations.signals or not absent.any():
+            return
+        called = observations.signals[-1].order
+        reached = called[absent[called] & (observations.signals[-1].delta[called] > 0)]
+        layers = [int(column) for column in reached if observations.layers[column].left_out]
+        if layers and outcome_of(observations, self.horizon, by=self.min_fall) is False:
+            yield _left_out_diagnosis(observations, layers)
 
     def _missing(self, observations: Observations) -> BoolArray:
         """Return the layers that ask for a gradient, are in this optimizer, and never had one."""
@@ -106,6 +128,22 @@ class DisconnectedRule:
         probe = observations.signals[-1]
         used = (probe.fed_by_cut[held[~missing[held]]] == 1).any()
         return first if used and (probe.training[first] == 1).all() else held[:0]
+
+
+def _left_out_diagnosis(observations: Observations, layers: Sequence[int]) -> Diagnosis:
+    return Diagnosis(
+        rule="disconnected",
+        symptom=Symptom.DISCONNECTED,
+        severity="warning",
+        optimizer=observations.optimizer,
+        layers=observations.names(layers),
+        step=observations.step,
+        message="no optimizer holds these layers: they stay as PyTorch drew them, and the loss hardly falls",
+        measured=f"a gradient reaches all {len(layers)} of them, and no step has used it in "
+        f"{len(observations.loss)} readings",
+        cause="the optimizer was given the parameters of a part of the model",
+        evidence={"num_readings": len(observations.loss), "cut": False, "left_out": True, "next_layer": ""},
+    )
 
 
 def _idle_diagnosis(observations: Observations, layers: IntArray) -> Diagnosis:

@@ -6,6 +6,8 @@ each labeled by whether it learned, or on the cases of the ward (docs/ward.md) t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Observations
@@ -140,6 +142,24 @@ def outcome_of(observations: Observations, horizon: int, by: float | None = None
     known = rates[:, ~np.isnan(rates).all(axis=0)]
     rises = known.size > 0 and float(np.nanmax(known[-1])) > _RISE * float(np.nanmax(known[0]))
     return None if fallen is False and rises else fallen
+
+
+def loss_rests(observations: Observations, horizon: int, by: float) -> bool:
+    """Tell whether the loss has fallen by less than a share of its size, and over the newest readings not at all.
+
+    Args:
+        observations: Readings of one optimizer.
+        horizon: How many readings it takes to tell; nothing rests before twice as many.
+        by: The share.
+
+    Returns:
+        Whether it rests.
+    """
+    known = observations.loss[np.isfinite(observations.loss)]
+    if len(known) < 2 * horizon or loss_has_fallen(known, horizon, by):
+        return False
+    newest = replace(observations, loss=known[-horizon - _SETTLING :])
+    return outcome_of(newest, horizon) is False
 
 
 def steady_rate(observations: Observations) -> bool:

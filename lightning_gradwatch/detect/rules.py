@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from lightning_gradwatch.detect.collapse import CollapseRule
 from lightning_gradwatch.detect.dead import DeadRule
 from lightning_gradwatch.detect.depth import DepthRule
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
@@ -39,13 +40,14 @@ def default_rules() -> tuple[Rule, ...]:
 
     Example:
         >>> for rule in default_rules():
-        ...     print(type(rule).__name__, end=" ")
-        NonFiniteRule UpdateRule DepthRule TimeRule SaturationRule StallRule DeadRule DisconnectedRule SpikeRule
+        ...     print(type(rule).__name__.removesuffix("Rule"), end=" ")
+        NonFinite Update Depth Collapse Time Saturation Stall Dead Disconnected Spike
     """
     return (
         NonFiniteRule(),
         UpdateRule(),
         DepthRule(),
+        CollapseRule(),
         TimeRule(),
         SaturationRule(),
         StallRule(),

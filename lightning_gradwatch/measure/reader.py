@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.activations import describe_layers
+from lightning_gradwatch.measure.drawn import find_drawn
 from lightning_gradwatch.measure.graph import Topology, forward_order, read_topology
 from lightning_gradwatch.measure.layers import (
     KnownLayer,
@@ -84,6 +85,7 @@ class Reader:
         self.order = forward_order((), len(self.layers))
         self.num_measured = 0
         self._places: dict[int, str] = {}
+        self._left_out: frozenset[str] = frozenset()
         self._graphs_left = _MAX_GRAPHS
         self._states: dict[int, _OptimizerState] = {}
 
@@ -123,10 +125,20 @@ class Reader:
             self._places = dict(places)
             self._describe()
 
+    def note_left_out(self, names: Iterable[str]) -> None:
+        """Note which layers no optimizer holds; only those whose weights nothing has trained yet are of interest.
+
+        Args:
+            names: Names of layers.
+        """
+        wanted = set(names)
+        self._left_out = find_drawn([layer for layer in self.layers if layer.name in wanted])
+        self._describe()
+
     def _describe(self) -> None:
         described = describe_layers(self.model, self.layers, self.topology)
         self.descriptions = tuple(
-            replace(about, where=self._places[number]) if number in self._places else about
+            replace(about, where=self._places.get(number, about.where), left_out=about.name in self._left_out)
             for number, about in enumerate(described)
         )
         self.order = forward_order(self.topology.order, len(self.layers))

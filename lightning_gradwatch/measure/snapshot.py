@@ -34,6 +34,8 @@ class LayerDescription:
             gradient of this layer's bias cancels to rounding noise and says nothing.
         outlets: Indices of the layers that depend on it and on which no other layer depends, itself where it is one;
             empty where that is not known.
+        left_out: Whether it asked for a gradient, no optimizer held it and its weights stood as PyTorch draws them
+            when training began.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerDescription:
     where: str = ""
     feeds_batch_norm: bool = False
     outlets: tuple[int, ...] = ()
+    left_out: bool = False
 
 
 @dataclass(frozen=True)

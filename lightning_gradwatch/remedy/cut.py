@@ -79,7 +79,17 @@ def _flat_operation(case: Case) -> Remedy:
 
 
 def against_disconnected(case: Case) -> list[Remedy]:
-    """Return the ways out of layers that get no gradient at all, best first."""
+    """Return the ways out of layers that get no gradient at all, or whose gradient nothing uses, best first."""
+    if case.diagnosis.evidence.get("left_out"):
+        return [
+            Remedy(
+                title="give the optimizer the whole model: self.parameters()",
+                reason="an optimizer moves only what it was given; what shall stay as it is says so with "
+                "requires_grad_(False), which saves its backward pass as well",
+                diagnosis=case.diagnosis,
+                code="optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)",
+            )
+        ]
     if not case.diagnosis.evidence.get("cut"):
         return [
             Remedy(

@@ -322,3 +322,43 @@ def test_a_horizon_that_no_loss_can_be_judged_by_is_refused(horizon: int) -> Non
     """A loss needs thirty readings."""
     with pytest.raises(ValueError, match=rf"`horizon` must be between 30.* and 256.* Got {horizon}"):
         DepthRule(horizon=horizon)
+
+
+class TestSinceTheStart:
+    """What the first probe tells."""
+
+    @pytest.fixture
+    def history(self, observe, probe):
+        """Return a function that makes observations from the levels that each probe saw."""
+
+        def make(*levels, loss=FALLING, **more):
+            return observe(np.ones(10), signals=[probe(each) for each in levels], loss=loss, **more)
+
+        return make
+
+    @pytest.mark.parametrize("now", [-3.5, -2.4])
+    def test_an_explosion_that_training_mends_in_part_is_a_warning(self, history, now: float) -> None:
+        """Whatever the loss does, once the horizon is over."""
+        (finding,) = RULE(history(steep(-4), steep(now), steep(now)))
+        assert (finding.rule, finding.severity, finding.evidence["lasts"]) == ("exploding.depth", "warning", True)
+        assert list(RULE(history(steep(-4), steep(now), steep(now), loss=FALLING[:50])))[1:] == []
+
+    def test_one_that_training_has_mended_or_that_came_later_is_none(self, history) -> None:
+        """Below what lasts, and below notice at first, nothing is said while the loss falls."""
+        assert list(RULE(history(steep(-4), steep(-2), steep(-2)))) == []
+        assert list(RULE(history(steep(-2.9), steep(-2.4), steep(-2.4)))) == []
+
+    def test_layers_are_named_by_the_first_poor_profile(self, history) -> None:
+        """Later the valley may lie elsewhere; a profile that was fine at first says nothing of it."""
+        valley = steep(8)[[3, 4, 5, 0, 1, 2, 6, 7, 8, 9]]
+        (moved,) = RULE(history(steep(8), valley, valley, loss=FLAT))
+        (late,) = RULE(history(steep(0.5), valley, valley, loss=FLAT))
+        assert moved.layers[:3] == ("fc0", "fc1", "fc2")
+        assert late.layers[:3] == ("fc3", "fc4", "fc5")
+
+    def test_a_loss_that_fell_a_little_and_rests_is_a_warning(self, history) -> None:
+        """The last layers have done what they can; one that fell by more than half may be done."""
+        rest = 0.7 + 0.001 * np.random.default_rng(0).normal(size=200)
+        little, far = (np.concatenate([np.linspace(start, 0.7, 40), rest]) for start in (1.0, 7.0))
+        severities = [[f.severity for f in RULE(history(*[steep(5)] * 3, loss=loss))] for loss in (little, far)]
+        assert severities == [["warning"], ["notice"]]

@@ -234,3 +234,47 @@ def test_every_missing_layer_is_named_once_whatever_the_order(without, missing: 
     first = next(i for i in range(6) if called[i] not in missing)
     cut = {name for d in findings if d.severity == "warning" for name in d.layers}
     assert cut == {f"fc{i}" for i in called[:first]}
+
+
+class TestLeftOut:
+    """Layers that no optimizer holds."""
+
+    FLAT = np.full(120, 2.3)
+
+    @pytest.fixture
+    def left_out(self, observe, probe):
+        """Return a function that makes observations of two layers that nobody holds and a head."""
+
+        def make(*, loss=None, drawn=(True, True, False), rates=(np.nan, np.nan, 0.1), levels=(1.0, 1.0, 1.0)):
+            layers = [LayerDescription(f"fc{i}", "Linear", num_parameters=100, left_out=d) for i, d in enumerate(drawn)]
+            loss = self.FLAT if loss is None else loss
+            return observe(
+                np.ones((len(loss), 3)),
+                layers=layers,
+                loss=loss,
+                learning_rate=np.array(rates),
+                present=[False, False, True],
+                signals=[probe(np.array(levels))],
+            )
+
+        return make
+
+    def test_they_are_a_warning_where_the_loss_hardly_falls(self, left_out) -> None:
+        """In forward order, and told that no step has used their gradient."""
+        (finding,) = RULE(left_out())
+        assert (finding.rule, finding.severity, finding.layers) == ("disconnected", "warning", ("fc0", "fc1"))
+        assert "no optimizer holds" in finding.message
+        assert "all 2 of them" in finding.measured
+        (slow,) = RULE(left_out(loss=np.linspace(2.3, 2.0, 120)))
+        assert slow.severity == "warning"
+
+    def test_a_trunk_at_random_that_is_enough_is_none(self, left_out) -> None:
+        """The loss decides, and not before the horizon."""
+        assert list(RULE(left_out(loss=np.linspace(2.3, 0.5, 120)))) == []
+        assert list(RULE(left_out(loss=self.FLAT[:99]))) == []
+
+    def test_trained_weights_held_layers_and_a_teacher_are_none(self, left_out) -> None:
+        """Pretrained weights rest on purpose, an optimizer may take layers later, and no gradient reaches a teacher."""
+        assert list(RULE(left_out(drawn=(False, False, False)))) == []
+        assert not any(f.evidence.get("left_out") for f in RULE(left_out(rates=(0.1, 0.1, 0.1))))
+        assert list(RULE(left_out(levels=(np.nan, np.nan, 1.0)))) == []

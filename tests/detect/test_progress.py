@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradwatch.detect.progress import loss_has_fallen, relative_updates
+from lightning_gradwatch.detect.progress import loss_has_fallen, loss_rests, relative_updates
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, LayerDescription
 
@@ -141,3 +141,21 @@ class TestUpdates:
         updates = relative_updates(observe([np.nan, 1.0]))
         assert np.isnan(updates[0])
         assert updates[1] == pytest.approx(0.01)
+
+
+class TestRests:
+    """A loss that has fallen a little and stays."""
+
+    FLAT = 0.7 + 0.001 * np.random.default_rng(0).normal(size=200)
+
+    def test_a_loss_that_fell_at_first_and_stays_rests(self, observe) -> None:
+        """After twice the horizon, where it has fallen by less than the share."""
+        jump = np.concatenate([np.linspace(1.0, 0.7, 40), self.FLAT])
+        assert loss_rests(observe(np.ones(2), loss=jump), 100, 0.5)
+        assert not loss_rests(observe(np.ones(2), loss=jump[:199]), 100, 0.5)
+
+    def test_a_converged_a_falling_and_an_unknown_loss_do_not(self, observe) -> None:
+        """What fell far is done, and what still falls is under way."""
+        converged = np.concatenate([np.linspace(7.0, 0.7, 40), self.FLAT])
+        for loss in (converged, np.linspace(1.0, 0.6, 240), np.full(240, np.nan)):
+            assert not loss_rests(observe(np.ones(2), loss=loss), 100, 0.5)

@@ -41,6 +41,17 @@ def through_time(probed):
     return make
 
 
+@pytest.fixture
+def history(observe, probe):
+    """Return a function that makes observations of a recurrent layer ``fc0`` and a head, from all its profiles."""
+
+    def make(profiles, *, loss, both_ways=False):
+        signals = [probe(np.ones(2), time={0: delta}, both_ways=both_ways) for delta in profiles]
+        return observe(np.ones(2), signals=signals, loss=loss)
+
+    return make
+
+
 class TestFit:
     """The line along time."""
 
@@ -136,13 +147,43 @@ class TestRule:
         assert [d.severity for d in RULE(through_time(delta, loss=FLAT))] == ["warning"]
 
     def test_growth_is_exploding(self, through_time) -> None:
-        """A gradient that grows on its way back: a notice while open, a warning without a fall, nothing with one."""
+        """A gradient that grows on its way back: a notice while open, a warning without a fall."""
         (open_,) = RULE(through_time(fading(-5), loss=FLAT[:3]))
         (sick,) = RULE(through_time(fading(-5), loss=FLAT))
         assert (open_.rule, open_.symptom, open_.severity) == ("exploding.time", Symptom.EXPLODING, "notice")
         assert (sick.severity, sick.evidence["factor"]) == ("warning", pytest.approx(10 ** (5 / 29)))
         assert "the loss does not fall" in sick.message
-        assert list(RULE(through_time(fading(-5), loss=FALLING))) == []
+
+    def test_growth_that_came_later_and_a_loss_that_falls_are_nothing(self, history) -> None:
+        """Training copes with it; only what exploded from the first probe on is told whatever the loss."""
+        assert list(RULE(history([fading(0), fading(-5), fading(-5)], loss=FALLING))) == []
+        (finding,) = RULE(history([fading(-5), fading(-5), fading(-5)], loss=FALLING))
+        assert (finding.rule, finding.severity, finding.evidence["lasts"]) == ("exploding.time", "warning", True)
+        assert list(RULE(history([fading(-5)] * 3, loss=FALLING[:50]))) == []
+
+    @pytest.mark.parametrize("now", [fading(20), np.where(np.arange(30) < 25, 0.0, 1.0)], ids=["fades", "underflows"])
+    def test_an_explosion_that_has_saturated_its_layer_keeps_its_name(self, history, now: np.ndarray) -> None:
+        """What grew at first and lets nothing through by now has exploded: the first numbers are told, and today's."""
+        (finding,) = RULE(history([fading(-5), now, now], loss=FALLING))
+        assert (finding.rule, finding.severity, finding.layers) == ("exploding.time", "warning", ("fc0",))
+        assert finding.evidence["factor"] == pytest.approx(10 ** (5 / 29))
+        assert "made the layer forget" in finding.message
+        assert "in the first step every step back multiplied the gradient by 1.5" in finding.measured
+        assert "by now" in finding.measured
+        assert list(RULE(history([fading(-5), now, now], loss=FALLING, both_ways=True)))[:1] != [finding]
+
+    def test_a_gradient_that_grew_a_little_and_fades_now_has_exploded(self, history) -> None:
+        """What fades by nature does not grow at first; while the loss is open it is a notice of fading."""
+        grew, fades = fading(-1.5), fading(8)
+        (sick,) = RULE(history([grew, fades, fades], loss=FLAT))
+        (open_,) = RULE(history([grew, fades, fades], loss=FLAT[:50]))
+        (never,) = RULE(history([fading(-0.5), fades, fades], loss=FLAT))
+        assert [f.rule for f in (sick, open_, never)] == ["exploding.time", "vanishing.time", "vanishing.time"]
+        assert [f.severity for f in (sick, open_, never)] == ["warning", "notice", "warning"]
+
+    def test_a_short_sequence_is_no_underflow(self, history) -> None:
+        """Fewer than eight steps say nothing of a layer that exploded at first."""
+        assert list(RULE(history([fading(-5), fading(0, 5), fading(0, 5)], loss=FLAT))) == []
 
     @pytest.mark.parametrize("way", [1, -1])
     def test_a_layer_that_reads_both_ways_may_fade_and_never_grows(self, through_time, way: int) -> None:
@@ -163,7 +204,7 @@ class TestRule:
 
     def test_both_probes_have_to_agree(self, through_time) -> None:
         """A probe before that saw another length, no such layer, or none at all leaves the newest alone."""
-        for earlier in ({0: fading(0.5)}, {0: fading(-9)}, {0: fading(13, 5)}, {1: fading(13)}, {}):
+        for earlier in ({0: fading(0.5)}, {0: fading(-2)}, {0: fading(13, 5)}, {1: fading(13)}, {}):
             assert list(RULE(through_time(fading(13), earlier=earlier, loss=FLAT))) == []
 
     def test_without_two_probes_nothing_is_said(self, observe, probe) -> None:

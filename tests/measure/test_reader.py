@@ -813,3 +813,14 @@ def test_a_subclass_of_a_known_optimizer_is_told_by_what_it_is_made_of():
         pass
 
     assert describe_optimizer(Mine([nn.Parameter(torch.zeros(1))], lr=0.1)).kind == "SGD"
+
+
+def test_of_layers_that_were_left_out_those_are_noted_that_nothing_has_trained() -> None:
+    """Pretrained ones rest on purpose; what is noted stays noted when the layers are described again."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    nn.init.orthogonal_(model[1].weight)
+    reader = Reader(model)
+    reader.note_left_out(["0", "1", "2.bias"])
+    assert [about.left_out for about in reader.descriptions] == [True, False, False]
+    reader.read_graph(model(torch.randn(4, 8)).sum())
+    assert [about.left_out for about in reader.descriptions] == [True, False, False]

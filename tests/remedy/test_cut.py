@@ -104,3 +104,16 @@ def test_a_saturated_output_hands_its_logits_to_the_loss():
     edge = torch.tensor([18.0, 15.0, -80.0, -104.0], requires_grad=True)
     slope = torch.autograd.grad(edge.sigmoid().sum(), edge)[0]
     assert (slope > 0).tolist() == [False, True, True, False]
+
+
+def test_layers_that_no_optimizer_holds_are_given_to_it() -> None:
+    """The line makes the optimizer anew, of the same class and settings, with the whole model."""
+    left_out = Diagnosis("disconnected", Symptom.DISCONNECTED, layers=("0",), evidence={"cut": False, "left_out": True})
+    (remedy,) = against_disconnected(Case(left_out))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    names = {"model": model, "optimizer": torch.optim.SGD(model[1].parameters(), lr=0.3, momentum=0.5)}
+    exec(remedy.code, names)
+    made = names["optimizer"]
+    assert isinstance(made, torch.optim.SGD)
+    assert (made.defaults["lr"], made.defaults["momentum"]) == (0.3, 0.5)
+    assert [id(p) for p in made.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
