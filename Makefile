@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo dashboard test test-oldest test-strangers ward lint clean
+.PHONY: help demo dashboard test test-oldest test-strangers ward repair lint clean
 
 help:
 	@echo "make demo       train a deep sigmoid and two deep ReLU networks side by side and read what GradWatch says"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-strangers  train libraries of others with GradWatch added (once 3 GB, then 5 minutes)"
 	@echo "make ward       train the whole ward with five seeds, and write docs/ward.md (about an hour on two cores; goes on"
 	@echo "                where it was stopped; without runs/ward.jsonl it begins anew)"
+	@echo "make repair     try the advice on the ward's sick runs, beside the usual advice, and write docs/repair.md (hours on"
+	@echo "                two cores; goes on where it was stopped; without runs/repair.jsonl it begins anew)"
 	@echo "make lint       run ruff, mypy and the import contracts"
 
 demo: .venv/.examples
@@ -37,6 +39,9 @@ test-strangers: .venv-strangers/.installed
 
 ward: .venv/.examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ward --seeds 5 --out runs/ward.jsonl --table docs/ward.md
+
+repair: .venv/.examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ward.repair --seeds 5 --out runs/repair.jsonl --table docs/repair.md
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -33,11 +33,13 @@ class Exchange:
         losses: Optimizer, step and mean loss of each reading since the last exchange.
         off: That GradWatch was switched off.
         unclipped: That the clipper failed.
+        poisoned: Whether any process has seen a step that is not finite and wants to know where it came from.
     """
 
     losses: list[tuple[int, int, float]]
     off: Failure
     unclipped: Failure
+    poisoned: bool = False
 
 
 class Agreement:
@@ -68,7 +70,14 @@ class Agreement:
         self._rows.append((optimizer, step, place))
 
     def end_batch(
-        self, mean: Callable[[Sequence[float]], Sequence[float]], *, off: bool, unclipped: bool, tells: bool
+        self,
+        mean: Callable[[Sequence[float]], Sequence[float]],
+        *,
+        off: bool,
+        unclipped: bool,
+        tells: bool,
+        poisoned: bool = False,
+        now: bool = False,
     ) -> Exchange | None:
         """Count a batch, and exchange where it is time; every process has to call this after every batch.
 
@@ -77,19 +86,24 @@ class Agreement:
             off: Whether this process was switched off.
             unclipped: Whether its clipper failed.
             tells: Whether this process is the one that writes the log.
+            poisoned: Whether it has seen a step that is not finite since the last exchange.
+            now: Whether all processes exchange at once; the batch was counted before then.
 
         Returns:
             What all processes know now; None between exchanges.
         """
-        self._num_batches += 1
-        if self._num_batches % EVERY_N_BATCHES:
+        self._num_batches += not now
+        if not now and self._num_batches % EVERY_N_BATCHES:
             return None
-        mine = [off, off and tells, unclipped, unclipped and tells]
+        mine = [poisoned, off, off and tells, unclipped, unclipped and tells]
         shared = mean([*self._losses.tolist(), *map(float, mine)])
         losses, flags = shared[:EVERY_N_BATCHES], [share > 0 for share in shared[EVERY_N_BATCHES:]]
         known = [(optimizer, step, losses[place]) for optimizer, step, place in self._rows]
         self._losses[:] = np.nan
         self._rows.clear()
         return Exchange(
-            known, off=Failure(anywhere=flags[0], told=flags[1]), unclipped=Failure(anywhere=flags[2], told=flags[3])
+            known,
+            off=Failure(anywhere=flags[1], told=flags[2]),
+            unclipped=Failure(anywhere=flags[3], told=flags[4]),
+            poisoned=flags[0],
         )

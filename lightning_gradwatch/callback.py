@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, float64, tensor
+from torch import Tensor, float64, tensor, uint8
 from torch.optim import Optimizer
 
+from lightning_gradwatch.checkpoints import Checkpoints
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
 from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.measure.history import GradientHistory
@@ -21,6 +22,8 @@ from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.loggers import is_a, picture_place, sinks_for
 from lightning_gradwatch.report.sink import Sink
 from lightning_gradwatch.settings import OnNonFinite, Settings
+from lightning_gradwatch.surroundings import Surroundings
+from lightning_gradwatch.understudy import stage_of
 from lightning_gradwatch.watching import Watch
 
 if TYPE_CHECKING:
@@ -74,6 +77,8 @@ class GradWatch(Callback):
     | ``gradwatch/open_warnings`` | how many faults last |
     | ``gradwatch/skipped_steps`` | how many steps were dropped so far |
     | ``gradwatch/active`` | 1; 0 after GradWatch had to switch itself off |
+    | ``gradwatch/clip_coefficient`` | with a ``clipper``: what the most clipped layer has left of its norm |
+    | ``gradwatch/clipping_rate`` | with a ``clipper``: share of the steps since the last row that were clipped |
 
     Args:
         vanishing_threshold: A layer's gradient norm below it, in ``patience`` readings in a row, is vanishing. On top
@@ -91,6 +96,9 @@ class GradWatch(Callback):
             ``"raise"`` ends training with ``GradientFault``. Steps that a loss scaler drops are none of these.
         max_consecutive_skips: So many steps may be dropped in a row; one more raises ``GradientFault``.
         stop_on: Symptoms that end training after the step, such as ``["non_finite", "exploding"]``.
+        rehearse: Whether the ways out of a warning are tried, when it begins, on copies of the module with the batch of
+            the moment, and ranked by what they did. Training is not changed by it; it waits for some forward and
+            backward passes, and for the device in every step. In one process only.
         every_n_steps: Judge and remember every n-th step of each optimizer; clipping and ``on_nonfinite`` act on all.
         probe_every_n_steps: After the first steps, probe the signals of every n-th step; None for no probe at all, and
             then nothing is said about depth and time.
@@ -120,6 +128,7 @@ class GradWatch(Callback):
         on_nonfinite: OnNonFinite = "warn",
         max_consecutive_skips: int = 10,
         stop_on: Sequence[str] = (),
+        rehearse: bool = False,
         every_n_steps: int = 1,
         probe_every_n_steps: int | None = 50,
         per_layer_scalars: bool = False,
@@ -138,6 +147,7 @@ class GradWatch(Callback):
             on_nonfinite=on_nonfinite,
             max_consecutive_skips=max_consecutive_skips,
             stop_on=stop_on,
+            rehearse=rehearse,
             every_n_steps=every_n_steps,
             probe_every_n_steps=probe_every_n_steps,
             per_layer_scalars=per_layer_scalars,
@@ -150,6 +160,7 @@ class GradWatch(Callback):
         self._heard: list[Optimizer] = []
         self._silent: set[int] = set()
         self._fitting = False
+        self._checkpoints = Checkpoints()
 
     @property
     def history(self) -> GradientHistory:
@@ -168,7 +179,7 @@ class GradWatch(Callback):
 
     @property
     def remedies(self) -> list[Remedy]:
-        """Ways out of the faults that last, best first."""
+        """Ways out of all faults, best first: those of the fault that is to be cured first."""
         return self.core.remedies
 
     @property
@@ -218,6 +229,12 @@ class GradWatch(Callback):
                 "Keep one of them; several rules, sinks and thresholds fit into one GradWatch."
             )
         self._refuse_two_clippers(trainer)
+        if self.settings.rehearse and trainer.world_size > 1:
+            raise ValueError(
+                f"`rehearse=True` works in one process, and this Trainer has {trainer.world_size}: a copy that is run "
+                "in one of them would wait for the others. Remove `rehearse`, or try the remedies before training in "
+                "one process: lightning_gradwatch.examine(model, loss_closure)"
+            )
         unsupported = _unsupported(trainer)
         if unsupported and self.settings.acts:
             raise ValueError(
@@ -241,6 +258,7 @@ class GradWatch(Callback):
         if trainer.global_step == 0:
             # A new run; one that goes on, or is resumed from a checkpoint, keeps what is known.
             self.core = Watch(self.settings)
+            self._checkpoints = Checkpoints()
         unsupported = _unsupported(trainer)
         if unsupported:
             self.core.refuse(unsupported, tells=trainer.is_global_zero)
@@ -248,9 +266,11 @@ class GradWatch(Callback):
         self._fitting = True
         directory = _log_directory(trainer)
         # Also where an earlier fit has switched GradWatch off: other processes may not know of it.
-        self.core.join(alone=trainer.world_size == 1)
+        self.core.join(alone=trainer.world_size == 1, surroundings=_surroundings(trainer, directory, self._checkpoints))
         with self.core.guarded():
             self._begin(trainer, pl_module, directory)
+        if trainer.world_size > 1:
+            self.core.agree_on_start(partial(trainer.strategy.reduce_boolean_decision, all=False))
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, directory: Path | None) -> None:
         self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
@@ -262,9 +282,12 @@ class GradWatch(Callback):
             tells=trainer.is_global_zero,
             clips_elsewhere=_clips(trainer, pl_module),
             anywhere=None if trainer.world_size == 1 else partial(trainer.strategy.reduce_boolean_decision, all=False),
+            in_step=_in_step(pl_module),
             note=_FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",
             optimizers=trainer.optimizers,
         )
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            self._checkpoints.resumed(str(trainer.ckpt_path), trainer.global_step)
         # An optimizer that only meets Lightning's protocol need not have torch's hooks.
         for optimizer in trainer.optimizers:
             self._listen(optimizer)
@@ -290,13 +313,19 @@ class GradWatch(Callback):
         self._numbers[id(optimizer)] = number
         return number
 
-    @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Tell the core where the loggers stand."""
+        """Tell the core which batch it is, and where the loggers stand."""
+        self.core.place = trainer.current_epoch, batch_idx
+        self._begin_batch(trainer)
+
+    @harmless
+    def _begin_batch(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            # Whatever was saved since the last batch is written by now.
+            self._checkpoints.look(_checkpoint_paths(trainer))
         step, due = _logging(trainer)
         self.core.begin_batch(step, due)
 
-    @harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Hand over the loss before backward."""
         self.core.before_backward(loss)
@@ -336,19 +365,29 @@ class GradWatch(Callback):
             if id(optimizer) in self._silent:
                 self.core.after_step(self._numbers[id(optimizer)], certain=_scaler(trainer) is None)
         # Whoever looks at the metric at the end of an epoch shall find it.
-        onsets = self.core.end_batch(wait=trainer.is_last_batch)
+        make = partial(stage_of, trainer, pl_module, batch, batch_idx, self.settings.clipper)
+        onsets = self.core.end_batch(wait=trainer.is_last_batch, make_stage=make if self.settings.rehearse else None)
         self._publish(trainer)
         self._deliver(trainer, pl_module, onsets)
         # Outside of everything that may be switched off: all processes have to come here.
         if trainer.world_size > 1:
             self.core.agree(lambda values: _mean_over_processes(trainer, values))
         if self.settings.stop_on:
-            stop = self.core.stops(onsets)
-            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(stop, all=False)
+            stop = trainer.strategy.reduce_boolean_decision(self.core.stops(onsets), all=False)
+            trainer.should_stop |= stop
+            if stop and trainer.world_size > 1:
+                # All processes know that they stop.
+                self.core.agree(lambda values: _mean_over_processes(trainer, values), now=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the core that the epoch is over; a batch at which the module skips the rest of it has no end."""
         self.core.end_epoch()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchange what is open with the other processes, all of which end here; whatever has ended training."""
+        if self._fitting and trainer.world_size > 1:
+            self._deliver(trainer, pl_module, self.core.end_batch(wait=True))
+            self.core.agree(lambda values: _mean_over_processes(trainer, values), now=True)
 
     @harmless
     def _publish(self, trainer: Trainer) -> None:
@@ -395,6 +434,9 @@ class GradWatch(Callback):
         """
         with self.core.guarded():
             checkpoint[_CHECKPOINT_KEY] = self.core.state_dict()
+        if self._fitting:
+            # After what that has settled: this one may be poisoned already, and is none of those before it.
+            self._checkpoints.saved(trainer.global_step)
 
     @harmless
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -444,6 +486,40 @@ def _mean_over_processes(trainer: Trainer, values: Sequence[float]) -> list[floa
     mine = tensor(values, device=trainer.strategy.root_device)
     mean: list[float] = trainer.strategy.reduce(mine, reduce_op="mean").tolist()
     return mean
+
+
+def _surroundings(trainer: Trainer, directory: Path | None, checkpoints: Checkpoints) -> Surroundings:
+    def gather(line: bytes) -> list[bytes]:
+        mine = tensor(list(line), dtype=uint8, device=trainer.strategy.root_device)
+        together: Tensor = trainer.strategy.all_gather(mine)
+        return [row.tobytes() for row in together.reshape(trainer.world_size, -1).cpu().numpy()]
+
+    return Surroundings(
+        rank=trainer.global_rank,
+        num_processes=trainer.world_size,
+        device=str(trainer.strategy.root_device),
+        directory=directory,
+        gather=gather,
+        last_clean=checkpoints.last_clean,
+    )
+
+
+def _in_step(pl_module: LightningModule) -> bool:
+    """Tell whether it is Lightning that decides when an optimizer steps, so that all processes come there together.
+
+    A person who steps by hand may do so in one process only, and nobody can be waited for then.
+    """
+    own = type(pl_module).optimizer_step.__qualname__.partition(".")[0] != "LightningModule"
+    return pl_module.automatic_optimization and not own
+
+
+def _checkpoint_paths(trainer: Trainer) -> list[str]:
+    """Return the files that the Trainer's checkpoint callbacks name."""
+    paths: list[str] = []
+    for callback in trainer.checkpoint_callbacks:
+        paths += getattr(callback, "best_k_models", {})
+        paths += [getattr(callback, name, "") for name in ("best_model_path", "last_model_path")]
+    return paths
 
 
 def _log_directory(trainer: Trainer) -> Path | None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from torch import Tensor
+
+# A window that is longer than this keeps the sum of all and only its newest losses one by one.
+_MAX_KEPT = 1024
 
 
 class LossWindow:
     """Collects the losses whose gradients the next step will use; they stay on their device.
+
+    Attributes:
+        taken: The losses of the window that was taken last, each with the index of its batch.
 
     Example:
         >>> window = LossWindow()
@@ -20,13 +28,21 @@ class LossWindow:
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
+        self._each: deque[tuple[int | None, Tensor]] = deque(maxlen=_MAX_KEPT)
+        self.taken: tuple[tuple[int | None, Tensor], ...] = ()
 
-    def add(self, loss: Tensor) -> None:
-        """Add a loss of one element, before its gradients are computed."""
+    def add(self, loss: Tensor, batch: int | None = None) -> None:
+        """Add a loss of one element, before its gradients are computed.
+
+        Args:
+            loss: The loss.
+            batch: Index of its batch, None where it is not known.
+        """
         # A copy of one number: the person may go on adding to theirs, and half precision adds up badly.
         value = loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32), copy=True)
         self._sum = value if self._sum is None else self._sum + value
         self._count += 1
+        self._each.append((batch, value))
 
     def take(self, divided_by: int = 1) -> Tensor | None:
         """Return the loss of the window and begin another.
@@ -40,4 +56,6 @@ class LossWindow:
         """
         total, count = self._sum, self._count
         self._sum, self._count = None, 0
+        self.taken = tuple(self._each)
+        self._each.clear()
         return total if total is None or divided_by in (1, count) else total * (divided_by / count)

@@ -112,6 +112,11 @@ class Prober:
         """The line that calls each layer's activation, where it is called as a function."""
         return self._probe.places
 
+    @property
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """Shape of each layer's output in its first call."""
+        return self._probe.shapes
+
     def begin_batch(self, layers: Sequence[Layer], *, due: bool) -> None:
         """Put the hooks in place where a probe is due.
 

@@ -12,15 +12,17 @@ import torch
 from lightning_gradwatch.agreement import Agreement
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.detect.onset import Changes
+from lightning_gradwatch.detect.precedence import by_cause
 from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.reader import Reader
 from lightning_gradwatch.measure.signal_history import SignalHistory, widened_signals
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, widened
+from lightning_gradwatch.rehearsing import MakeStage, rehearsed
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.log import healthy_text
-from lightning_gradwatch.report.report import Report
 from lightning_gradwatch.report.sink import Sink, SinkRow
+from lightning_gradwatch.report.step_report import StepReport
 from lightning_gradwatch.report.teller import Teller
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.steps import PendingStep
@@ -44,10 +46,12 @@ class Record:
         self._settings = settings
         self._teller = teller
         self._judge = Judge(settings, teller.warn)
-        self._several = False
+        self.several = False
         # For each optimizer how often the logging interval had asked when it was last answered, and where that stands.
         self._answered: dict[int, tuple[int, int]] = {}
         self._onsets: list[Diagnosis] = []
+        # While a batch ends, makes the place where remedies are tried with it.
+        self.make_stage: MakeStage | None = None
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -56,9 +60,13 @@ class Record:
 
     @property
     def remedies(self) -> list[Remedy]:
-        """Ways out of the faults that last, those of warnings first."""
-        lasting = sorted(self._judge.tracker.open(), key=lambda diagnosis: diagnosis.severity == "notice")
-        return [remedy for diagnosis in lasting for remedy in diagnosis.remedies]
+        """Ways out of all faults, those first of the fault that is to be cured first."""
+        remedies = [remedy for diagnosis in by_cause(self.diagnoses) for remedy in diagnosis.remedies]
+        # Two faults of one cause have one cure.
+        found: dict[tuple[str, str], Remedy] = {}
+        for remedy in remedies:
+            found.setdefault((remedy.title, remedy.code), remedy)
+        return list(found.values())
 
     def begin(self, names: Sequence[str], sinks: Sequence[Sink], *, several: bool) -> bool:
         """Begin, or go on with the same model.
@@ -71,7 +79,7 @@ class Record:
         Returns:
             Whether nothing that was known is about this model.
         """
-        self.sinks, self._several = SinkRow(sinks, self._teller.logger), several
+        self.sinks, self.several = SinkRow(sinks, self._teller.logger), several
         known = self.history.layers
         anew = not known or tuple(names[: len(known)]) != known
         if anew:
@@ -116,6 +124,7 @@ class Record:
             if overflow
             else self._judge.judge(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
         )
+        changes = self._rehearsed(changes)
         self._onsets += changes.onsets
         report = self._report(snapshot, changes, pending, skipped_steps)
         self.sinks.write(report)
@@ -126,6 +135,15 @@ class Record:
         if verdict is not None:
             names = [about.name for about in reader.descriptions if about.trainable]
             self._teller.say(healthy_text(report, names, verdict.factor, verdict.update_ratio))
+
+    def _rehearsed(self, changes: Changes) -> Changes:
+        if self.make_stage is None or not changes.onsets:
+            return changes
+        onsets = tuple(rehearsed(diagnosis, self.make_stage) for diagnosis in changes.onsets)
+        for old, new in zip(changes.onsets, onsets, strict=True):
+            if new is not old:
+                self._judge.tracker.exchange(old, new)
+        return replace(changes, onsets=onsets)
 
     def take_onsets(self) -> tuple[Diagnosis, ...]:
         """Return the faults that began and were told since the last call."""
@@ -143,20 +161,23 @@ class Record:
             snapshot = replace(snapshot, loss=float("nan"))
         self.history.append(snapshot)
 
-    def _report(self, snapshot: GradientSnapshot, changes: Changes, pending: PendingStep, skipped_steps: int) -> Report:
+    def _report(
+        self, snapshot: GradientSnapshot, changes: Changes, pending: PendingStep, skipped_steps: int
+    ) -> StepReport:
         due_before, logged_at = self._answered[snapshot.optimizer]
-        return Report(
+        return StepReport(
             snapshot=snapshot,
             history=self.history,
             onsets=changes.onsets,
             recoveries=changes.recoveries,
             diagnoses=tuple(self.diagnoses),
             num_readings=self.num_readings,
-            optimizer_label=f"optimizer_{snapshot.optimizer}" if self._several else "",
+            optimizer_label=f"optimizer_{snapshot.optimizer}" if self.several else "",
             log_step=pending.log_step,
             # Of several steps in one batch the last one counts.
             due=pending.due > due_before or pending.log_step == logged_at,
             skipped_steps=skipped_steps,
+            clips=self._settings.clipper is not None,
         )
 
     def state_dict(self) -> dict[str, Any]:

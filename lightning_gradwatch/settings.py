@@ -37,6 +37,7 @@ class Settings:
     on_nonfinite: OnNonFinite = "warn"
     max_consecutive_skips: int = 10
     stop_on: Sequence[str] = ()
+    rehearse: bool = False
     every_n_steps: int = 1
     probe_every_n_steps: int | None = 50
     per_layer_scalars: bool = False
@@ -66,6 +67,8 @@ class Settings:
         self._check_parts()
 
     def _check_parts(self) -> None:
+        if not isinstance(self.rehearse, bool):
+            raise TypeError(f"`rehearse` must be True or False. Got {self.rehearse!r}")
         if self.clipper is not None and not isinstance(self.clipper, Clipper):
             raise TypeError(f"`clipper` must have a method clip_(norms). Got {self.clipper!r}")
         for rule in self.rules or ():

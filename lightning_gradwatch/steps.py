@@ -76,6 +76,7 @@ class PendingStep:
         due: How many times the logging interval has asked for values by then.
         stepped: Whether the optimizer has really stepped.
         probe: What the signal probe recorded of the step, None without one.
+        losses: The losses whose gradients it uses, each with the index of its batch.
     """
 
     step: int
@@ -88,6 +89,7 @@ class PendingStep:
     due: int
     stepped: bool = False
     probe: ProbeReading | None = None
+    losses: Sequence[tuple[int | None, Tensor]] = ()
 
 
 class Steps:

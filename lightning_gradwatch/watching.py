@@ -15,10 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradwatch.agreement import Agreement
+from lightning_gradwatch.agreement import Agreement, Exchange
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.fault import GradientFault
 from lightning_gradwatch.harmless import harmless
+from lightning_gradwatch.inquest import Inquests
 from lightning_gradwatch.losses import LossWindow
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.layers import KnownLayer
@@ -27,9 +28,10 @@ from lightning_gradwatch.measure.probing import ProbeReading
 from lightning_gradwatch.measure.reader import Reader, describe_optimizer
 from lightning_gradwatch.measure.reading import Reading
 from lightning_gradwatch.measure.signal_history import SignalHistory
-from lightning_gradwatch.poisoned import PoisonedSteps
+from lightning_gradwatch.poisoned import Poison, PoisonedSteps
 from lightning_gradwatch.prober import Prober
 from lightning_gradwatch.record import Record
+from lightning_gradwatch.rehearsing import MakeStage
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.health import assert_healthy
 from lightning_gradwatch.report.log import closing_text, start_text
@@ -40,6 +42,8 @@ from lightning_gradwatch.report.teller import Teller
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.stepper import Stepper
 from lightning_gradwatch.steps import LossScaler, OptimizerStep, PendingStep, Steps
+from lightning_gradwatch.surroundings import Surroundings
+from lightning_gradwatch.testimony import PoisonedStep
 
 # Raised when what a checkpoint remembers changes its form.
 _STATE_VERSION = 2
@@ -68,6 +72,9 @@ class Watch:
         self._steps = Steps(settings.every_n_steps)
         self._losses = LossWindow()
         self._prober = Prober(settings.probe_every_n_steps)
+        self._inquests = Inquests(self._teller, settings.on_nonfinite)
+        # Epoch and index of the batch, None where nobody tells; also noted after GradWatch had to switch itself off.
+        self.place: tuple[int, int] | None = None
         self._stepper: Stepper | None = None
         # The columns of the fit before; they keep no model alive.
         self._known: tuple[KnownLayer, ...] = ()
@@ -88,6 +95,7 @@ class Watch:
             "_steps": self._steps.closed(),
             "_losses": LossWindow(),
             "_prober": self._prober.closed(),
+            "_inquests": Inquests(self._teller, self.settings.on_nonfinite),
         }
 
     @property
@@ -137,7 +145,7 @@ class Watch:
 
     @property
     def remedies(self) -> list[Remedy]:
-        """Ways out of the faults that last, those of warnings first."""
+        """Ways out of all faults, those first of the fault that is to be cured first."""
         return self._record.remedies
 
     @property
@@ -155,13 +163,24 @@ class Watch:
         """How many steps a loss scaler has dropped."""
         return self._steps.num_overflows
 
-    def join(self, *, alone: bool) -> None:
+    def join(self, *, alone: bool, surroundings: Surroundings | None = None) -> None:
         """Take part in what several processes exchange; every process has to call it before ``start``, well or not.
 
         Args:
             alone: Whether no other process trains the same model; where one does, ``agree`` has to be called.
+            surroundings: Where this process stands among them.
         """
         self._agreement = None if alone else Agreement()
+        self._inquests.begin(surroundings or Surroundings())
+
+    def agree_on_start(self, anywhere: Callable[[bool], bool]) -> None:
+        """Learn whether all processes can decide together which steps are dropped; all have to call it.
+
+        Args:
+            anywhere: Tells whether something is true in any of the processes.
+        """
+        if self.settings.on_nonfinite != "warn" and anywhere(self._stepper is None) and self._stepper is not None:
+            self._stepper.decide_alone()
 
     def start(
         self,
@@ -172,6 +191,7 @@ class Watch:
         tells: bool = True,
         clips_elsewhere: bool = False,
         anywhere: Callable[[bool], bool] | None = None,
+        in_step: bool = False,
         note: str = "",
         optimizers: Sequence[Optimizer] = (),
     ) -> None:
@@ -185,6 +205,7 @@ class Watch:
             tells: Whether this process tells anything: rank zero only.
             clips_elsewhere: Whether someone else clips between ``before_step`` and ``after_step``.
             anywhere: Tells whether something is true in any of several processes; None in one process alone.
+            in_step: Whether all processes come to each step of an optimizer together.
             note: What else the person should know from the start.
             optimizers: The optimizers where they are known already, to tell what none of them holds.
         """
@@ -198,6 +219,7 @@ class Watch:
                 warn,
                 clips_elsewhere=clips_elsewhere,
                 anywhere=anywhere,
+                in_step=in_step,
             )
             self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
             self._begin(self._stepper.reader, make_sinks if tells else tuple, several=num_optimizers > 1)
@@ -214,6 +236,7 @@ class Watch:
         names = [layer.name for layer in reader.layers]
         if self._record.begin(names, make_sinks(), several=several):
             self._steps = Steps(self.settings.every_n_steps)
+            self._reset_clipper()
         if self._saved is not None:
             self._restore_or_start_afresh(self._saved, names)
             self._saved = None
@@ -236,14 +259,21 @@ class Watch:
             probes = not known or any(self._prober.schedule.wants(n) and self._steps.next_wanted(n) for n in known)
             self._prober.begin_batch(self._stepper.reader.layers, due=probes)
 
-    @harmless
     def before_backward(self, loss: Tensor) -> None:
         """Take the loss before its gradients are computed: its value, and once its graph."""
+        if self._stepper is not None and (self.disabled_reason is None or self.settings.acts):
+            # Also where GradWatch had to switch itself off: a step that is dropped then is asked for its loss.
+            with self.guarded():
+                if loss.numel() == 1:
+                    self._losses.add(loss, None if self.place is None else self.place[1])
+        self._before_backward(loss)
+
+    @harmless
+    def _before_backward(self, loss: Tensor) -> None:
         if self._stepper is None:
             return
         if loss.numel() == 1:
             self._stepper.reader.read_graph(loss)
-            self._losses.add(loss)
         self._prober.before_backward(opaque=self._stepper.reader.topology.opaque)
 
     @harmless
@@ -292,17 +322,19 @@ class Watch:
         if reading is not None or (about.scaled and not seen):
             with self.guarded():
                 self._open(self._stepper, about, reading)
-                if reading is not None:
-                    self._drop(self._stepper, about, reading)
         elif new:
             self._prober.schedule.stepped(number, probed=False)
+        if self.settings.on_nonfinite != "warn":
+            # By itself: other processes may wait here, whatever failed in this one.
+            with self.guarded():
+                self._drop(self._stepper, about, reading)
 
     def _read(self, stepper: Stepper, about: OptimizerStep, loss: Tensor | None) -> Reading | None:
         on = self.disabled_reason is None
         if on:
             with self.guarded():
                 return stepper.read(about, loss)
-        return stepper.read_unwatched(about, together=self._agreement is not None, failed_now=on)
+        return stepper.read_unwatched(about, loss, together=self._agreement is not None, failed_now=on)
 
     def _open(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None) -> None:
         self._record.expects(about.number, self._due_before)
@@ -318,22 +350,66 @@ class Watch:
             due=self._due,
             # Of several evaluations of a closure (LBFGS) the first one is probed.
             probe=again.probe if again is not None else self._probe(stepper.reader, about),
+            losses=self._losses.taken,
         )
 
     def _probe(self, reader: Reader, about: OptimizerStep) -> ProbeReading | None:
         if self.disabled_reason is not None:
             return None
         reading = self._prober.take(about, reader, wanted=self._steps.wanted(about.number))
-        reader.note_places(self._prober.places)
+        reader.note_calls(self._prober.places, self._prober.shapes)
         return reading
 
-    def _drop(self, stepper: Stepper, about: OptimizerStep, reading: Reading) -> None:
-        excused = about.scaled and self._steps.excuses(about.number)
-        reason = stepper.drop_(about, reading, excused=excused)
-        if reason:
-            self._settle_open(about.number)
-            faults = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.recovered_at is None]
-            raise GradientFault(reason, faults)
+    def _drop(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None) -> None:
+        number = about.number
+        excused = about.scaled and self._steps.excuses(number)
+        poison = stepper.drop_(about, reading, excused=excused)
+        if poison is None:
+            self._inquests.finite(number)
+            return
+        with self.guarded():
+            self._look_into(stepper, about, reading, poison)
+        if poison.reason:
+            # Whatever failed before it: the other processes end here as well.
+            faults, origin = self._faults(about, poison), self._inquests.origin(number)
+            first = f"; nearest the loss: {faults[-1].layers[0]}" if faults[-1].layers else ""
+            began = f". Where it began: {origin}" if origin else ""
+            raise GradientFault(poison.reason + first + began, faults)
+
+    def _look_into(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None, poison: Poison) -> None:
+        """Open an inquest where a row of poisoned steps begins, and close it where nobody else will."""
+        number = about.number
+        if self._inquests.begins(number):
+            found = PoisonedStep(
+                step=about.step,
+                optimizer=number,
+                optimizer_kind=describe_optimizer(about.optimizer).kind,
+                snapshot=None if reading is None else stepper.numbers(reading),
+                sick=poison.sick,
+                losses=self._losses.taken,
+                place=self.place,
+                before_step=True,
+            )
+            self._inquests.open(found, stepper.reader.layers, at_once=poison.agreed)
+        if poison.reason:
+            self._settle_open(number)
+        if self.disabled_reason is not None:
+            # Nobody settles the step then.
+            self._close_inquest(stepper, number)
+
+    def _faults(self, about: OptimizerStep, poison: Poison) -> list[Diagnosis]:
+        faults = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.recovered_at is None]
+        message = "gradients are not finite"
+        # Where the rule was muted, or GradWatch is switched off, the error still says what it is about.
+        bare = Diagnosis("non_finite", Symptom.NON_FINITE, "warning", about.number, poison.sick, about.step, message)
+        return faults or [bare]
+
+    def _close_inquest(self, stepper: Stepper, number: int) -> None:
+        lasting = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.optimizer == number]
+        diagnosis = next((d for d in reversed(lasting) if d.recovered_at is None), None)
+        names = [layer.name for layer in stepper.reader.layers]
+        label = f"optimizer_{number}" if self._record.several else ""
+        self._inquests.close(number, names, self.history, diagnosis, label)
 
     @harmless
     def _settle_open(self, number: int) -> None:
@@ -366,16 +442,21 @@ class Watch:
                     pending.probe.measure_updates()
                 self._prober.after_step()
 
-    def end_batch(self, *, wait: bool = False) -> tuple[Diagnosis, ...]:
+    def end_batch(self, *, wait: bool = False, make_stage: MakeStage | None = None) -> tuple[Diagnosis, ...]:
         """Settle the steps of the batch, those whose numbers are still on their way at the optimizer's next step.
 
         Args:
             wait: Whether those are waited for: somebody wants to know now.
+            make_stage: Makes the place where remedies are tried with this batch, which nobody has any more afterwards.
 
         Returns:
             The faults that began and were told.
         """
-        return self._end_batch(wait=wait or bool(self.settings.stop_on))
+        self._record.make_stage = make_stage
+        try:
+            return self._end_batch(wait=wait or make_stage is not None or bool(self.settings.stop_on))
+        finally:
+            self._record.make_stage = None
 
     def _end_batch(self, *, wait: bool) -> tuple[Diagnosis, ...]:
         self._end_probe()
@@ -413,34 +494,58 @@ class Watch:
                 reading.release()
         self._record.sinks.flush()
 
-    def agree(self, mean: Callable[[Sequence[float]], Sequence[float]]) -> None:
+    def agree(self, mean: Callable[[Sequence[float]], Sequence[float]], *, now: bool = False) -> None:
         """Exchange with the other processes what only each of them knows; to be called by all after every batch.
 
         Args:
             mean: Takes this process's numbers and returns their mean over all processes.
+            now: Whether training ends with this batch, in all processes: what is open is exchanged now.
         """
-        if self._agreement is None:
-            return
         with self.timed():
-            self._agree(self._agreement, mean)
+            # The end of it is the same in all processes: each of them knows whether any has asked.
+            while self._agreement is not None and self._exchange(self._agreement, mean, now=now) and now:
+                pass
 
-    def _agree(self, agreement: Agreement, mean: Callable[[Sequence[float]], Sequence[float]]) -> None:
+    def _exchange(self, agreement: Agreement, mean: Callable[[Sequence[float]], Sequence[float]], *, now: bool) -> bool:
+        """Exchange where it is time, and tell whether a process has asked where a step came from."""
         off, failure = self.disabled_reason is not None, self._stepper.clipper_failure if self._stepper else ""
-        known = agreement.end_batch(mean, off=off, unclipped=bool(failure), tells=self._teller.speaks)
+        known = agreement.end_batch(
+            mean,
+            off=off,
+            unclipped=bool(failure),
+            tells=self._teller.speaks,
+            poisoned=self._inquests.has_question,
+            now=now,
+        )
         if known is None:
-            return
-        for optimizer, step, loss in known.losses:
-            self.history.set_loss(optimizer, step, loss)
+            return False
+        if known.off.anywhere:
+            self._agreement = None
+        # All of them know that one has a question, so all of them are here.
+        witnesses = self._inquests.ask() if known.poisoned else ()
+        # Nobody waits for what follows.
+        with self.guarded():
+            self._take_in(known, failure, off=off)
+        with self.guarded():
+            if known.poisoned:
+                self._inquests.answer(witnesses)
+            if self._agreement is None:
+                self._inquests.end_exchanges()
+        return known.poisoned
+
+    def _take_in(self, known: Exchange, failure: str, *, off: bool) -> None:
+        """Take in what all processes know, and say what only this one can say."""
         if known.unclipped.anywhere and self._stepper:
             self._stepper.stop_clipping()
             if failure and not known.unclipped.told:
                 self._teller.warn_from_here(f"failed in one of several processes: clipper {failure}")
         if known.off.anywhere:
-            self._agreement = None
             if not off:
                 self.disable("it failed in another process, which says why")
             elif not known.off.told:
                 self._teller.warn_from_here(f"failed in one of several processes: {self.disabled_reason}")
+        for optimizer, step, loss in known.losses:
+            self.history.set_loss(optimizer, step, loss)
 
     def finish(self) -> tuple[Diagnosis, ...]:
         """Settle what is pending, close the sinks and say how it went; also after an error, ours or another's.
@@ -462,6 +567,7 @@ class Watch:
                 self._picture if drawn else "could not be written, see above",
                 f"{self.seconds:.1f} s, {share:.1%} of the run",
                 self.disabled_reason,
+                self.skipped_steps,
             )
         )
         if self._stepper is not None:
@@ -475,7 +581,9 @@ class Watch:
         self.disabled_reason = reason
         # Nothing will settle these any more, and they may refer to gradients.
         self._steps.pending.clear()
-        self._losses.take()
+        if not self.settings.acts:
+            # Else losses are still collected: other processes may ask for the one of this very step.
+            self._losses.take()
         self._prober.stop()
         still = "; `clipper` and `on_nonfinite` go on" if self.settings.acts and self._stepper is not None else ""
         self._teller.warn(f"failed and is switched off, training goes on unwatched{still}: {reason}")
@@ -528,6 +636,28 @@ class Watch:
             agreement=self._agreement,
             skipped_steps=self.skipped_steps,
         )
+        if not overflow:
+            self._inquire(self._stepper, pending, pending.reading)
+
+    def _inquire(self, stepper: Stepper, pending: PendingStep, reading: Reading) -> None:
+        """Look into a step that is not finite; where steps may be dropped that has begun before this one was."""
+        snapshot = reading.snapshot()
+        number = snapshot.optimizer
+        if self.settings.on_nonfinite == "warn":
+            if snapshot.finite:
+                self._inquests.finite(number)
+            elif self._inquests.begins(number):
+                found = PoisonedStep(
+                    step=pending.step,
+                    optimizer=number,
+                    optimizer_kind=pending.optimizer.kind,
+                    snapshot=snapshot,
+                    sick=stepper.sick(snapshot),
+                    losses=pending.losses,
+                    place=self.place,
+                )
+                self._inquests.open(found, stepper.reader.layers, at_once=False)
+        self._close_inquest(stepper, number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered as plain values and tensors, as a weights-only checkpoint admits them.
@@ -558,6 +688,13 @@ class Watch:
             self._restore(state, names)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             self._teller.warn(f"starts afresh, what this checkpoint remembers is of another kind: {error!r}")
+
+    def _reset_clipper(self) -> None:
+        """Have the clipper forget an earlier run, perhaps one that it shares with another GradWatch."""
+        try:
+            getattr(self.settings.clipper, "reset", tuple)()
+        except Exception as error:
+            self._teller.warn(f"clipper does not start afresh: {type(error).__name__}: {error}")
 
     def _restore_clipper(self, state: Mapping[str, Any]) -> None:
         """Give the clipper back what it remembers, whatever else of the checkpoint is of another kind."""

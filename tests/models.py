@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_gradwatch import Report
+from lightning_gradwatch import StepReport
 from lightning_gradwatch.watching import Watch
 
 WIDTH, CLASSES = 8, 3
@@ -86,10 +86,10 @@ class RecordingSink:
     """Keeps every report."""
 
     def __init__(self) -> None:
-        self.reports: list[Report] = []
+        self.reports: list[StepReport] = []
         self.closed = 0
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         self.reports.append(report)
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def test_batches_without_a_reading_are_nan():
     for numbers, place, loss in zip(sent, (3, 5), (3.0, 25.0), strict=True):
         assert np.flatnonzero(~np.isnan(numbers[:20])).tolist() == [place]
         assert numbers[place] == loss
-        assert numbers[20:] == [0.0] * 4
+        assert numbers[20:] == [0.0] * 5
 
 
 def test_without_any_reading_processes_meet_all_the_same():
@@ -147,6 +147,32 @@ def test_one_of_many_that_was_switched_off_is_heard():
     for _ in range(20):
         known = end_batch(processes, [False] * 63 + [True])
     assert known == [Exchange([], Failure(anywhere=True, told=False), WELL)] * 64
+
+
+def test_a_question_of_one_process_reaches_all():
+    """One has seen a step that is not finite: all learn it at the same exchange, and may ask each other then."""
+    processes = [Agreement() for _ in range(3)]
+    sent = []
+    for batch in range(20):
+        asks = [batch == 19 and number == 1 for number in range(3)]
+        for process, poisoned in zip(processes, asks, strict=True):
+            copied = copy.deepcopy(process)
+            copied.end_batch(
+                lambda n: sent.append(list(n)) or n, off=False, unclipped=False, tells=True, poisoned=poisoned
+            )
+        mean = np.mean(sent, axis=0).tolist() if sent else []
+        known = [p.end_batch(lambda _: mean, off=False, unclipped=False, tells=True) for p in processes]  # noqa: B023
+    assert known == [Exchange([], WELL, WELL, poisoned=True)] * 3
+
+
+def test_processes_that_all_stop_exchange_at_once():
+    """A batch that was counted is not counted again, and what is open is known."""
+    agreement = Agreement()
+    agreement.note(0, 0, 3.0)
+    told = {"off": False, "unclipped": False, "tells": True}
+    assert agreement.end_batch(list, **told) is None
+    assert agreement.end_batch(list, **told, now=True) == Exchange([(0, 0, 3.0)], WELL, WELL)
+    assert [agreement.end_batch(list, **told) is None for _ in range(19)] == [True] * 18 + [False]
 
 
 batches = st.lists(

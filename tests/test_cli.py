@@ -40,6 +40,7 @@ trainer:
         probe_every_n_steps: 25
         per_layer_scalars: true
         heatmap: false
+        rehearse: true
 """
 
 

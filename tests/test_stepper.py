@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm
 from lightning_gradwatch.measure.reader import Reader
-from lightning_gradwatch.poisoned import PoisonedSteps
+from lightning_gradwatch.poisoned import Poison, PoisonedSteps
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.stepper import Stepper
 from lightning_gradwatch.steps import OptimizerStep
@@ -119,7 +119,7 @@ def test_where_another_process_does_not_clip_this_one_stops_as_well():
 
 
 def test_what_cannot_go_on_is_told_once(monkeypatch):
-    """Where not even measuring works, nothing pretends to clip or to drop steps."""
+    """Where not even measuring works, nothing pretends to clip."""
 
     def fail(*args, **kwargs):
         raise ZeroDivisionError("ours")
@@ -129,7 +129,7 @@ def test_what_cannot_go_on_is_told_once(monkeypatch):
     stepper, optimizer = stepper_for(nn.Linear(4, 1), warnings, clipper=ClipByGlobalNorm(1.0))
     about = OptimizerStep(0, optimizer, 0)
     assert [stepper.read_unwatched(about, together=False, failed_now=True) for _ in range(3)] == [None] * 3
-    assert warnings == ["cannot clip or drop steps any more, training goes on without: ZeroDivisionError: ours"]
+    assert warnings == ["cannot clip any more, training goes on without: ZeroDivisionError: ours"]
 
 
 @pytest.mark.parametrize(
@@ -147,23 +147,114 @@ def test_a_poisoned_step_is_dropped_where_that_is_asked(on_nonfinite, scaled, go
     stepper, optimizer = stepper_for(net, on_nonfinite=on_nonfinite)
     net.weight.grad[0, 0] = float("nan")
     about = OptimizerStep(0, optimizer, 7, torch.amp.GradScaler("cpu") if scaled else None)
-    told = stepper.drop_(about, stepper.read(about), excused=scaled)
+    poison = stepper.drop_(about, stepper.read(about), excused=scaled)
     assert (net.weight.grad is None) is gone
-    assert told.startswith(reason)
-    assert bool(told) is bool(reason)
+    assert (poison is not None) is (gone or bool(reason))
+    if poison is not None:
+        assert poison.sick == ("(root)",)
+        assert poison.reason.startswith(reason)
+        assert bool(poison.reason) is bool(reason)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_cannot_be_measured_is_looked_at_plainly(broken):
+    """A step is dropped although measuring it failed, and no step is dropped because measuring it failed."""
+    net = nn.Linear(4, 1)
+    stepper, optimizer = stepper_for(net, on_nonfinite="skip")
+    if broken:
+        net.bias.grad[0] = float("inf")
+    poison = stepper.drop_(OptimizerStep(0, optimizer, 7), None)
+    assert (net.bias.grad is None) is broken
+    assert (poison == Poison()) is broken
+
+
+def agreeing(monkeypatch: Any, *, in_step: bool, sharded: bool = False, other: bool = False) -> Any:
+    """Return a stepper of one of two processes, its optimizer, its network, and what it has said to the other."""
+    net, said = nn.Linear(4, 1), []
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    monkeypatch.setattr(Reader, "sharded", lambda *_: sharded)
+    stepper = Stepper(
+        Settings(on_nonfinite="skip"),
+        Reader(net),
+        PoisonedSteps("skip", 3),
+        print,
+        clips_elsewhere=False,
+        anywhere=lambda mine: said.append(mine) or mine or other,
+        in_step=in_step,
+    )
+    return stepper, torch.optim.SGD(net.parameters(), lr=0.1), net, said
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("in_step", [False, True])
+def test_processes_wait_for_each_other_only_where_all_of_them_come(monkeypatch, in_step, sharded, scaled):
+    """They agree on every step that all of them come to; who steps by hand what is not sharded is never waited for."""
+    stepper, optimizer, net, said = agreeing(monkeypatch, in_step=in_step, sharded=sharded)
+    about = OptimizerStep(0, optimizer, 0, torch.amp.GradScaler("cpu") if scaled else None)
+    asks = in_step or sharded
+    assert stepper.drop_(about, stepper.read(about)) is None
+    assert said == [False] * asks
+    net.weight.grad[0, 0] = float("nan")
+    poison = stepper.drop_(about, stepper.read(about))
+    assert said == [False, True] * asks
+    assert (poison.sick, poison.agreed) == (("(root)",), asks)
+    stepper.decide_alone()
+    assert stepper.drop_(about, None) is None
+    assert len(said) == 2 * asks
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_processes_agree_on_a_step_that_is_sharded_in_part(monkeypatch, other):
-    """What is not sharded is each process's own: a NaN in another process drops the step in this one as well."""
-    net, asked = nn.Linear(4, 1), []
-    stepper, optimizer = stepper_for(net, on_nonfinite="skip")
-    monkeypatch.setattr(Reader, "partly_sharded", lambda *_: True)
-    stepper._alone, stepper._anywhere = False, lambda mine: asked.append(mine) or mine or other
+@pytest.mark.parametrize("seen", ["measured", "not measured", "not even looked at"])
+def test_what_a_process_sees_does_not_decide_whether_it_agrees(monkeypatch, seen, other):
+    """However little one process knows of a step, it says so to the others, and does as they do."""
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    stepper, optimizer, net, said = agreeing(monkeypatch, in_step=True, other=other)
     about = OptimizerStep(0, optimizer, 0)
-    assert stepper.drop_(about, stepper.read(about)) == ""
-    assert asked == [False]
+    reading = stepper.read(about) if seen == "measured" else None
+    if seen == "not even looked at":
+        monkeypatch.setattr("lightning_gradwatch.stepper.gradients_finite", fail)
+    assert stepper.drop_(about, reading) == (Poison(agreed=True) if other else None)
+    assert said == [False]
     assert (net.weight.grad is None) is other
+
+
+def test_a_layer_that_the_optimizer_gets_later_is_agreed_on(monkeypatch):
+    """DDP does not average what was frozen when it began: nothing is taken for the same in all processes."""
+    stepper, optimizer, net, said = agreeing(monkeypatch, in_step=True, other=True)
+    late = nn.Parameter(torch.ones(2))
+    late.grad = torch.ones(2)
+    optimizer.add_param_group({"params": [late]})
+    about = OptimizerStep(0, optimizer, 0)
+    assert stepper.drop_(about, stepper.read(about)).agreed
+    assert (said, net.weight.grad, late.grad) == ([False], None, None)
+
+
+def test_what_was_agreed_on_is_done_whatever_fails(monkeypatch):
+    """A reading that cannot be let go of costs nothing: the others have dropped the step already."""
+    stepper, optimizer, net, _ = agreeing(monkeypatch, in_step=True, other=True)
+    about = OptimizerStep(0, optimizer, 0)
+    reading = stepper.read(about)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(reading, "release", fail)
+    assert stepper.drop_(about, reading) == Poison(agreed=True)
+    assert net.weight.grad is None
+
+
+def test_a_switched_off_watch_still_knows_the_loss():
+    """Other processes ask where a step came from: without it they would hear of a loss that is not finite."""
+    stepper, optimizer = stepper_for(nn.Linear(4, 1), on_nonfinite="skip")
+    reading = stepper.read_unwatched(
+        OptimizerStep(0, optimizer, 0), torch.tensor(0.5), together=False, failed_now=False
+    )
+    assert reading.snapshot().loss == 0.5
 
 
 def test_a_sharded_step_is_measured_once_whatever_failed_after_it(monkeypatch):

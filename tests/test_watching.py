@@ -13,7 +13,10 @@ from models import deep_net, module_in, train, trainer_in
 from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm, GradWatch
+from lightning_gradwatch.inquest import Inquests
+from lightning_gradwatch.report.origin import Witness
 from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.surroundings import Surroundings
 from lightning_gradwatch.watching import Watch
 
 
@@ -457,3 +460,60 @@ def test_what_no_optimizer_holds_is_told_at_the_start(caplog, known, tells):
     assert len(told) == (0 if not tells else 3 if known else 1)
     assert watch.disabled_reason is None
     assert watch.diagnoses == []
+
+
+def second_of_two(gather: Any) -> tuple[Watch, nn.Module, Any]:
+    """Return the watch of the second of two processes, a network with finite gradients and its optimizer."""
+    watch, net = Watch(Settings()), nn.Linear(4, 1)
+    watch.join(alone=False, surroundings=Surroundings(1, 2, gather=gather))
+    watch.start(net, num_optimizers=1, tells=False)
+    return watch, net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+def break_step(watch: Watch, net: nn.Module, optimizer: Any, step: int, *, broken: bool) -> None:
+    """Make a step with gradients of ones or NaN."""
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan") if broken else 1.0)
+    watch.before_step(0, optimizer, step)
+    watch.after_step(0)
+    watch.end_batch()
+
+
+def test_at_the_end_everything_that_was_asked_is_answered():
+    """Two rows began since the last exchange: two rounds, each of one exchange and one question, and a last one."""
+    calls: list[Any] = []
+
+    def gather(line: bytes) -> list[bytes]:
+        calls.append(Witness.decode(line, 1).step)
+        return [Witness(0).encode(), line]
+
+    watch, net, optimizer = second_of_two(gather)
+    for step, broken in enumerate((True, False, True)):
+        break_step(watch, net, optimizer, step, broken=broken)
+        watch.agree(lambda values: calls.append("mean") or values)
+    assert calls == []
+    watch.agree(lambda values: calls.append("mean") or values, now=True)
+    assert calls == ["mean", 0, "mean", 2, "mean"]
+
+
+def test_what_fails_when_the_others_have_answered_does_not_end_training(monkeypatch):
+    """No error of ours reaches the training loop, and the others hear of it at the next exchange."""
+
+    def fail(*_: Any) -> None:
+        raise PermissionError("ours")
+
+    watch, net, optimizer = second_of_two(lambda line: [Witness(0).encode(), line])
+    break_step(watch, net, optimizer, 0, broken=True)
+    monkeypatch.setattr(Inquests, "answer", fail)
+    said: list[float] = []
+
+    def mean(values: Any) -> Any:
+        said.append(values[-4])
+        return values
+
+    watch.agree(mean, now=True)
+    assert watch.disabled_reason == "PermissionError: ours"
+    # Once it was well and once it was off; then nothing is exchanged any more.
+    assert said == [0.0, 1.0]
+    watch.agree(mean, now=True)
+    assert len(said) == 2

@@ -87,6 +87,11 @@ class DeadRule:
                 "dead_units": off,
                 "one_unit": one_unit,
                 "saturated": last.name if flat else "",
+                "flat_operation": cut
+                and bool(observations.signals)
+                and not (off or one_unit or flat or everywhere or alive),
+                "next_layer": observations.layers[living[len(layers)]].name if cut and not everywhere else "",
+                "learning_rate": float(np.nanmax(readings.learning_rates[-1], initial=0.0)),
             },
         )
 

@@ -81,7 +81,10 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values that JSON can hold; numbers that are not finite become strings."""
         plain = {name: _plain(value) for name, value in self.__dict__.items() if name not in ("symptom", "remedies")}
-        advice = [{"title": r.title, "reason": r.reason, "code": r.code} for r in self.remedies]
+        advice = [
+            {"title": r.title, "reason": r.reason, "code": r.code} | ({"effect": _plain(r.effect)} if r.effect else {})
+            for r in self.remedies
+        ]
         return {**plain, "symptom": self.symptom.value, "remedies": advice}
 
     @classmethod

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Symptom
-from lightning_gradwatch.detect.progress import relative_updates
+from lightning_gradwatch.detect.progress import RESCALING_OPTIMIZERS, fastest_at_first, relative_updates
 from lightning_gradwatch.measure.snapshot import FloatArray, IntArray
 
 # A step that moves a layer by more than its own weights leaves nothing of them (ours: healthy runs stay below 1.5,
@@ -67,6 +67,10 @@ class NonFiniteRule:
                 "num_inf": int(np.isinf(values).sum()),
                 "exploded_before": bool(exploded),
                 "in_the_loss": not exploded and _in_the_loss(observations, began, indices),
+                "num_clean": int(np.isfinite(readings.global_norms[:-1]).sum()),
+                "first_ratio": fastest_at_first(observations),
+                "learning_rate": float(np.nanmax(readings.learning_rates[-1], initial=0.0)),
+                "rescaled": observations.optimizer_description.kind in RESCALING_OPTIMIZERS,
             },
         )
 

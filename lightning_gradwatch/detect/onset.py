@@ -69,8 +69,10 @@ class OnsetTracker:
         """
         self._count({(f.optimizer, f.rule, name) for f in findings for name in f.layers}, optimizer, present, seen)
         ripe = [fault for fault in (self._ripe(f, present, seen) for f in findings) if fault.layers]
-        told = [changed for fault in ripe if (changed := self._merge(fault)) is not None]
-        return Changes(tuple(told), self._recover(findings, optimizer, step, present))
+        told = dict.fromkeys(place for fault in ripe if (place := self._merge(fault)) is not None)
+        # What a later finding of the same reading has added to a fault belongs to it: it is told as it stands now.
+        onsets = tuple(self.diagnoses[place] for place in told)
+        return Changes(onsets, self._recover(findings, optimizer, step, present))
 
     def open(self, optimizer: int | None = None) -> list[Diagnosis]:
         """Return the faults that last, of one optimizer or of all."""
@@ -109,7 +111,7 @@ class OnsetTracker:
         )
         return replace(finding, layers=layers)
 
-    def _merge(self, fault: Diagnosis) -> Diagnosis | None:
+    def _merge(self, fault: Diagnosis) -> int | None:
         kin = self._same_fault(fault)
         lasting = [place for place in kin if self.diagnoses[place].recovered_at is None]
         if not lasting:
@@ -122,7 +124,7 @@ class OnsetTracker:
         self.diagnoses[lasting[-1]] = replace(known, layers=layers)
         return None
 
-    def _begin(self, fault: Diagnosis, kin: Sequence[int]) -> Diagnosis | None:
+    def _begin(self, fault: Diagnosis, kin: Sequence[int]) -> int | None:
         """Put a fault into the list: at its end, or, after many onsets, in the place of the last one."""
         count = 1 + max((self.diagnoses[place].count for place in kin), default=0)
         warnings = [place for place in kin if self.diagnoses[place].severity == "warning"]
@@ -134,8 +136,8 @@ class OnsetTracker:
         self.diagnoses[place] = replace(fault, count=count)
         return self._tell(place, kin)
 
-    def _tell(self, place: int, kin: Sequence[int]) -> Diagnosis | None:
-        """Return the fault at a place where its onset, or that it became a warning, is to be told."""
+    def _tell(self, place: int, kin: Sequence[int]) -> int | None:
+        """Return the place of a fault where its onset, or that it became a warning, is to be told."""
         fault = self.diagnoses[place]
         earlier = [self.diagnoses[other].severity for other in kin if other != place]
         if not earlier or (fault.severity == "warning" and "warning" not in earlier):
@@ -150,7 +152,7 @@ class OnsetTracker:
             told = not hushed and counted and fault.severity == "warning"
         (self._told.add if told else self._told.discard)(place)
         (self._hushed.add if hushed else self._hushed.discard)(place)
-        return fault if told else None
+        return place if told else None
 
     def _same_fault(self, fault: Diagnosis) -> list[int]:
         layers = set(fault.layers)

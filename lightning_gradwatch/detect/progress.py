@@ -28,6 +28,8 @@ _FALL = 0.05
 _STANDARD_ERRORS = 6.0
 # Ours: a learning rate that grew by more than this within a horizon is warming up.
 _RISE = 1.02
+# Root mean square of weights that began near zero: they move by many times themselves, and that is well. Ours.
+_NEAR_ZERO = 1e-3
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -74,6 +76,24 @@ def shrunk_by_growth(observations: Observations) -> FloatArray:
     measured = np.maximum(weights[-1], np.finfo(np.float64).tiny)
     shrunk: FloatArray = measured / (measured + path)
     return shrunk
+
+
+def fastest_at_first(observations: Observations) -> float | None:
+    """Return what the first probed step moved the layer by that moved most, as a share of its weights.
+
+    Of layers with a weight matrix that did not begin near zero.
+
+    Args:
+        observations: Readings of one optimizer.
+
+    Returns:
+        The share; None without a probe, or where the optimizer's first step is not kept any more.
+    """
+    if not observations.signals:
+        return None
+    first, weights = observations.signals[0], observations.gradients.weight_norms[0] / np.sqrt(observations.sizes)
+    judged = observations.matrices & np.isfinite(first.update_ratio) & (weights > _NEAR_ZERO)
+    return float(first.update_ratio[judged].max()) if judged.any() else None
 
 
 def loss_has_fallen(losses: FloatArray, horizon: int, by: float | None = None) -> bool | None:

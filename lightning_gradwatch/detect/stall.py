@@ -90,6 +90,10 @@ class StallRule:
                 "relative_gradient": relative,
                 "learning_rate": rate,
                 "rescaled": observations.optimizer_description.kind in RESCALING_OPTIMIZERS,
+                "eps": observations.optimizer_description.eps,
+                "gradient_rms": float(
+                    np.median(observations.gradients.norms[-1][layers] / np.sqrt(observations.sizes[layers]))
+                ),
                 "loss_has_fallen": outcome,
             },
         )

@@ -11,11 +11,15 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations, Sympto
 from lightning_gradwatch.detect.progress import (
     PLAIN_OPTIMIZERS,
     RESCALING_OPTIMIZERS,
+    fastest_at_first,
     outcome_of,
     relative_updates,
     shrunk_by_growth,
 )
 from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray
+
+# So many readings tell what is usual; as `SpikeRule.min_readings`.
+_USUAL_AFTER = 32
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class UpdateRule:
                 "learning_rate": rate,
                 "max_ratio": self.max_ratio,
                 "rescaled": rescaled,
+                "first_ratio": fastest_at_first(observations),
+                "usual_norm": _usual_norm(observations),
             },
         )
 
@@ -121,3 +127,10 @@ class UpdateRule:
         tables = np.array([layer.kind.startswith("Embedding") for layer in observations.layers], dtype=np.bool_)
         judged: BoolArray = started & observations.matrices & ~tables
         return judged
+
+
+def _usual_norm(observations: Observations) -> float | None:
+    """Return the median norm of all gradients before this step, None where training has hardly begun."""
+    before = observations.gradients.global_norms[:-1]
+    before = before[np.isfinite(before) & (before > 0)]
+    return float(np.median(before)) if len(before) >= _USUAL_AFTER else None

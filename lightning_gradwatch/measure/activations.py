@@ -50,9 +50,20 @@ def describe_layers(model: nn.Module, layers: Sequence[Layer], topology: Topolog
             activation=topology.activations.get(number, registered.get(number)),
             feeds_batch_norm=number in topology.feed_batch_norm,
             outlets=tuple(sorted(topology.outlets.get(number, ()))),
+            curve=topology.curves.get(number),
         )
         for number, layer in enumerate(layers)
     )
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """Name the activation that a module is, None where it is none.
+
+    Example:
+        >>> activation_of(nn.ReLU6()), activation_of(nn.Linear(1, 1))
+        ('relu', None)
+    """
+    return _MODULES.get(type(module).__name__)
 
 
 def _num_biases(layer: Layer) -> int:
@@ -65,7 +76,7 @@ def _registered_activations(model: nn.Module, layers: Sequence[Layer]) -> dict[i
     found: dict[int, str] = {}
     last: int | None = None
     for module in model.modules():
-        name = _MODULES.get(type(module).__name__)
+        name = activation_of(module)
         if name is not None and last is not None:
             found.setdefault(last, name)
         last = numbers.get(id(module), last)

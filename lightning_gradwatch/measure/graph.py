@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradwatch.measure.curves import curve_of_node
 from lightning_gradwatch.measure.layers import Layer
+from lightning_gradwatch.measure.snapshot import Curve
 
 # The operations as autograd names their backward nodes, without "Backward0".
 ACTIVATIONS = {
@@ -33,7 +35,9 @@ _PARAMETER_STEPS = _RESHAPES | {"WeightNormInterface"}
 # What a layer's output may pass before its activation.
 _OUTPUT_STEPS = _RESHAPES | _BATCH_NORMS | {
     "NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm", "NativeDropout", "Add", "Stack", "Cat", "Mean", "Sum",
-    "Scale", "MaxPool1D", "MaxPool2DWithIndices", "MkldnnMaxPool2D", "AvgPool2D", "AdaptiveAvgPool2D",
+    "Scale", "MaxPool1D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "AvgPool2D", "AvgPool3D",
+    "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D",
+    "FractionalMaxPool3D",
 }  # fmt: skip
 _GATES = {"sigmoid", "tanh"}
 # How many operations may lie between a layer and its activation: pooling, norm, dropout and reshapes are about six.
@@ -56,6 +60,7 @@ class Topology:
             branch has itself. Layers without an outlet in common, such as an actor and a critic side by side, are no
             chain.
         opaque: Whether ``torch.compile`` hides a part of the graph.
+        curves: Which function exactly each of those activations is, where that is known.
     """
 
     order: tuple[int, ...] = ()
@@ -63,6 +68,7 @@ class Topology:
     feed_batch_norm: frozenset[int] = frozenset()
     outlets: Mapping[int, frozenset[int]] = field(default_factory=dict)
     opaque: bool = False
+    curves: Mapping[int, Curve] = field(default_factory=dict)
 
 
 def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NODES) -> Topology:
@@ -91,16 +97,22 @@ def read_topology(loss: Tensor, layers: Sequence[Layer], max_nodes: int = MAX_NO
     consumers = {node for nodes in uses.values() for node in nodes}
     graph.mark_before(consumers)
     activations: dict[int, str] = {}
+    curves: dict[int, Curve] = {}
     feed_batch_norm = set()
     outputs = {layer: max(nodes, key=graph.position.__getitem__) for layer, nodes in uses.items()}
     for layer, output in outputs.items():
         name = graph.name_after(output, consumers - set(uses[layer]))
         if name is not None:
             activations[layer] = name
+        follower = graph.followers.get(output)
+        curve = None if follower is None else curve_of_node(follower)
+        if curve is not None:
+            curves[layer] = curve
         if graph.reaches_batch_norm(output):
             feed_batch_norm.add(layer)
     order = sorted(uses, key=lambda layer: min(graph.position[node] for node in uses[layer]))
-    return Topology(tuple(order), activations, frozenset(feed_batch_norm), graph.outlets(outputs), graph.opaque)
+    outlets = graph.outlets(outputs)
+    return Topology(tuple(order), activations, frozenset(feed_batch_norm), outlets, graph.opaque, curves)
 
 
 class _Graph:
@@ -110,6 +122,8 @@ class _Graph:
         self.users: dict[Any, list[Any]] = {}
         self.position: dict[Any, int] = {}
         self.before_layer: set[Any] = set()
+        # The activation that was found behind an operation.
+        self.followers: dict[Any, Any] = {}
         for node in _forward_order(root, max_nodes):
             self.position[node] = len(self.position)
 
@@ -180,6 +194,7 @@ class _Graph:
                 if name in _GATES and self._multiplied(user):
                     return "gate"
                 if name is not None:
+                    self.followers[output] = user
                     return "output" if name == "sigmoid" and user not in self.before_layer else name
             if any(user in consumers and _name(user) not in _OUTPUT_STEPS for user in users):
                 return "linear"

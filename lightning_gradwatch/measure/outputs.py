@@ -33,9 +33,20 @@ def output_of(returned: Any) -> Tensor | None:
         >>> output_of({"mask": torch.zeros(3), "out": (weight * 2, weight * 3)}).tolist()
         [2.0, 2.0]
     """
-    tensors = [leaf for leaf in _leaves(returned) if measurable(leaf)]
+    tensors = tensors_of(returned)
     first: Tensor | None = next((t for t in tensors if t.requires_grad), tensors[0] if tensors else None)
     return first
+
+
+def tensors_of(returned: Any) -> list[Tensor]:
+    """Return all measurable tensors of what a module has returned.
+
+    Example:
+        >>> import torch
+        >>> len(tensors_of({"mask": torch.ones(2).bool(), "out": (torch.ones(2), [torch.ones(3)])}))
+        2
+    """
+    return [leaf for leaf in _leaves(returned) if measurable(leaf)]
 
 
 def _leaves(returned: Any) -> Iterator[Any]:

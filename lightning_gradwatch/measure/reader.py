@@ -85,6 +85,7 @@ class Reader:
         self.order = forward_order((), len(self.layers))
         self.num_measured = 0
         self._places: dict[int, str] = {}
+        self._shapes: dict[int, tuple[int, ...]] = {}
         self._left_out: frozenset[str] = frozenset()
         self._graphs_left = _MAX_GRAPHS
         self._states: dict[int, _OptimizerState] = {}
@@ -109,20 +110,23 @@ class Reader:
             feed_batch_norm=self.topology.feed_batch_norm | new.feed_batch_norm,
             outlets=_joined(self.topology.outlets, new.outlets),
             opaque=self.topology.opaque or new.opaque,
+            curves={**new.curves, **self.topology.curves},
         )
         self._describe()
         seen.update(new.order)
         unseen = any(layer.trainable and number not in seen for number, layer in enumerate(self.layers))
         self._graphs_left = self._graphs_left - 1 if unseen else 0
 
-    def note_places(self, places: Mapping[int, str]) -> None:
-        """Note which line of the person's code calls the activation behind a layer as a function.
+    def note_calls(self, places: Mapping[int, str], shapes: Mapping[int, tuple[int, ...]]) -> None:
+        """Note what a probe has seen of how layers are called.
 
         Args:
-            places: Lines such as ``"model.py:31"``, by the layer's index.
+            places: The line of the person's code that calls the activation behind a layer as a function, such as
+                ``"model.py:31"``, by the layer's index.
+            shapes: Shape of the layer's output, by its index; that of the first probe is kept.
         """
-        if self._places != places:
-            self._places = dict(places)
+        if self._places != places or not self._shapes.keys() >= shapes.keys():
+            self._places, self._shapes = dict(places), {**shapes, **self._shapes}
             self._describe()
 
     def note_left_out(self, names: Iterable[str]) -> None:
@@ -138,7 +142,12 @@ class Reader:
     def _describe(self) -> None:
         described = describe_layers(self.model, self.layers, self.topology)
         self.descriptions = tuple(
-            replace(about, where=self._places.get(number, about.where), left_out=about.name in self._left_out)
+            replace(
+                about,
+                where=self._places.get(number, about.where),
+                shape=self._shapes.get(number, ()),
+                left_out=about.name in self._left_out,
+            )
             for number, about in enumerate(described)
         )
         self.order = forward_order(self.topology.order, len(self.layers))
@@ -195,11 +204,6 @@ class Reader:
     def sharded(self, number: int, optimizer: Optimizer) -> bool:
         """Tell whether an optimizer's parameters are spread over processes, so that all have to measure together."""
         return self._state(number, optimizer).index.sharded
-
-    def partly_sharded(self, number: int, optimizer: Optimizer) -> bool:
-        """Tell whether some of an optimizer's parameters are spread over processes and some are not."""
-        index = self._state(number, optimizer).index
-        return index.sharded and not all(hasattr(parameter, "full_tensor") for parameter in index.parameters)
 
     def _state(self, number: int, optimizer: Optimizer) -> _OptimizerState:
         groups = [group["params"] for group in optimizer.param_groups]

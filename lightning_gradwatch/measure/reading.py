@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.norms import DOUBLE, GradientNorms, inexact, measure_exactly, norms_of, sums_in_double
+from lightning_gradwatch.measure.norms import (
+    DOUBLE,
+    GradientNorms,
+    all_exact,
+    inexact,
+    measure_exactly,
+    norms_of,
+    sums_in_double,
+)
 from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, GradientSnapshot, IntArray, global_norm
 from lightning_gradwatch.measure.transfer import Transfer
 
@@ -36,7 +44,8 @@ class Reading:
         known_zeros: BoolArray,
         arrange: Callable[[Mapping[str, FloatArray]], GradientSnapshot],
     ) -> None:
-        kinds = {(gradient.device, gradient.dtype) for gradient in measured.gradients}
+        asked = measured.gradients[:1] if measured.alike else measured.gradients
+        kinds = {(gradient.device, gradient.dtype) for gradient in asked}
         # The squares of float64 itself have bounds, so such gradients need a second look everywhere.
         self._late = bool(kinds) and all(sums_in_double(device) and dtype not in DOUBLE for device, dtype in kinds)
         self._measured: GradientNorms | None = measured
@@ -74,7 +83,7 @@ class Reading:
     @property
     def changed(self) -> bool:
         """Whether someone else has changed, replaced or dropped a gradient since it was measured and clipped."""
-        if self._measured is None:
+        if self._measured is None or not self._versions:
             return False
         now = self._gradients_now(self._measured)
         pairs = zip(now, self._measured.gradients, self._versions, strict=True)
@@ -111,9 +120,12 @@ class Reading:
         self._measured = None
 
     def send(self) -> None:
-        """Start the transfer of what is on the device."""
+        """Start the transfer of what is on the device; from here on nobody shall change the gradients."""
         if self._measured is not None:
-            self._versions = [_version(gradient) for gradient in self._measured.gradients]
+            self._versions = list(map(_version, self._measured.gradients))
+        self._start()
+
+    def _start(self) -> None:
         if self._waiting:
             self._under_way.append((list(self._waiting), Transfer(list(self._waiting.values()))))
             self._waiting = {}
@@ -133,7 +145,7 @@ class Reading:
             self._look(measured, "clipped_norms", dropped)
 
     def _arrived(self) -> dict[str, FloatArray]:
-        self.send()
+        self._start()
         for names, transfer in self._under_way:
             self._numbers.update(zip(names, transfer.numbers(), strict=True))
         self._under_way.clear()
@@ -142,6 +154,10 @@ class Reading:
     def _look(self, measured: GradientNorms, name: str, dropped: IntArray | None = None) -> None:
         """Bring norms that were summed in float32 to the host, and replace what float32 could not hold."""
         norms = self._arrived()[name]
+        if name == "norms":
+            self._known_zeros[measured.members] &= norms == 0
+        if all_exact(norms, measured.index.sizes):
+            return
         known = self._known_zeros[measured.members] & (norms == 0)
         if dropped is not None:
             known[dropped] = True

@@ -85,11 +85,13 @@ class SignalProbe:
 
     Attributes:
         places: The line that calls each layer's activation, where it is called as a function.
+        shapes: Shape of each layer's output in its first call.
         failure: Why the probe has given up; empty while it works.
     """
 
     def __init__(self) -> None:
         self.places: dict[int, str] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
         self.failure = ""
         self._signals = Signals()
         self._columns: dict[int, int] = {}
@@ -252,6 +254,7 @@ class SignalProbe:
         signals, dim = self._signals, unit_dim(module, value)
         call = Call(column, norm_in_pieces(value), value.numel(), dim, module.training, fed_by_cut)
         signals.calls.append(call)
+        self.shapes.setdefault(column, tuple(value.shape))
         node: Any = value.grad_fn
         if node is not None:
             # So that an activation finds its layer; a reference to the node would keep what it has saved.

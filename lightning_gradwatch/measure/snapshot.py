@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,18 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+
+class Curve(NamedTuple):
+    """One activation function, with the number that shapes it.
+
+    Attributes:
+        operation: Its name in ``torch.nn.functional``; leaky, parametric and randomized ReLU are all ``"leaky_relu"``.
+        parameter: The negative slope of a leaky ReLU, ``alpha`` of ELU and CELU, ``beta`` of softplus; 0 elsewhere.
+    """
+
+    operation: str
+    parameter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,11 +41,13 @@ class LayerDescription:
         activation: Name of the activation that follows it (``"relu"``); ``"linear"`` where the next layer follows
             directly, ``"output"`` where the loss does, ``"gate"`` where it is multiplied with something; None where it
             is not known.
+        curve: Which function exactly that is; None where it is not known.
         where: The line that calls that activation, where it is called as a function (``"model.py:31"``).
         feeds_batch_norm: Whether a batch normalization follows directly: it subtracts the batch mean, so the
             gradient of this layer's bias cancels to rounding noise and says nothing.
         outlets: Indices of the layers that depend on it and on which no other layer depends, itself where it is one;
             empty where that is not known.
+        shape: Shape of its output in a batch; empty where no probe has seen it.
         left_out: Whether it asked for a gradient, no optimizer held it and its weights stood as PyTorch draws them
             when training began.
     """
@@ -48,7 +62,9 @@ class LayerDescription:
     where: str = ""
     feeds_batch_norm: bool = False
     outlets: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
     left_out: bool = False
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)

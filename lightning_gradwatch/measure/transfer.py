@@ -23,7 +23,7 @@ class Transfer:
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
-        self._ends = np.cumsum([part.numel() for part in parts])[:-1]
+        self._ends = np.cumsum([part.numel() for part in parts])[:-1] if len(parts) > 1 else None
         device, kind = parts[0].device, torch.float32
         for part in parts:
             kind = torch.promote_types(kind, part.dtype)
@@ -41,4 +41,5 @@ class Transfer:
         """Return the vectors as float64, one a part; waits for what has not arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return np.split(self._host.numpy().astype(np.float64), self._ends)
+        numbers = self._host.numpy().astype(np.float64)
+        return [numbers] if self._ends is None else np.split(numbers, self._ends)

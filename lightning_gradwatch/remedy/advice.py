@@ -11,15 +11,14 @@ from torch import nn
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.measure.layers import Layer
 from lightning_gradwatch.measure.snapshot import LayerDescription
-from lightning_gradwatch.remedy.case import Case
+from lightning_gradwatch.remedy.case import NO_ACTIVATIONS, Case
 from lightning_gradwatch.remedy.cut import against_dead, against_disconnected
 from lightning_gradwatch.remedy.explanation import explain
 from lightning_gradwatch.remedy.exploding import SKIP, against_exploding, against_non_finite, against_spike
-from lightning_gradwatch.remedy.initialization import WeightStanding, measure_standing, tied_parameters
 from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.remedy.standing import WeightStanding, measure_standing, tied_parameters
 from lightning_gradwatch.remedy.vanishing import against_vanishing
 
-_NO_ACTIVATIONS = frozenset({"linear", "output", "gate", None})
 _MAKERS: Mapping[Symptom, Callable[[Case], list[Remedy]]] = {
     Symptom.VANISHING: against_vanishing,
     Symptom.EXPLODING: against_exploding,
@@ -28,6 +27,7 @@ _MAKERS: Mapping[Symptom, Callable[[Case], list[Remedy]]] = {
     Symptom.DEAD: against_dead,
     Symptom.DISCONNECTED: against_disconnected,
 }
+_GROWING = (Symptom.EXPLODING, Symptom.NON_FINITE)
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,38 @@ def advise(
     activations = {about.name: about.activation for about in descriptions}
     # After an overflow the weights themselves tell nothing any more.
     sizes = weights_at_first if diagnosis.symptom is Symptom.NON_FINITE else weights_before
-    standings = _standings(diagnosis, model, [*sick, *_alike(diagnosis, by_name, descriptions)], sizes or {})
-    # The size of an output layer's weights is the task's business.
-    standings = tuple(s for s in standings if activations[s.layer] != "output")
-    case = Case(diagnosis, sick, standings, activations, weights_before or {}, weights_at_first or {})
+    # What grows may begin anywhere in the network.
+    all_layers = layers if diagnosis.symptom in _GROWING else _alike(diagnosis, by_name, descriptions)
+    outputs = [by_name[about.name] for about in descriptions if about.activation == "output"]
+    standings = _standings(diagnosis, model, [*sick, *all_layers, *outputs], sizes or {})
+    slopes = _slopes(descriptions)
+    standings = tuple(s.leaking(slopes.get(s.layer, 0.0)) for s in standings)
+    case = Case(
+        diagnosis,
+        sick,
+        # The size of an output layer's weights is the task's business.
+        tuple(s for s in standings if activations[s.layer] != "output"),
+        activations,
+        weights_before or {},
+        weights_at_first or {},
+        model=model,
+        called_at={about.name: about.where for about in descriptions if about.where},
+        feed_batch_norm=frozenset(about.name for about in descriptions if about.feeds_batch_norm),
+        shapes={about.name: about.shape for about in descriptions if about.shape},
+        at_output=frozenset(
+            about.curve.operation for about in descriptions if about.activation == "output" and about.curve is not None
+        ),
+        outputs=tuple(s for s in standings if activations[s.layer] == "output"),
+    )
     remedies = [
         _if_needed(r)
         for r in _MAKERS[diagnosis.symptom](case)
         if not (clips and r.clipper) and not (skips and r.code == SKIP)
     ]
-    about = {s.layer: {k: v for k, v in vars(s).items() if k != "layer"} for s in standings}
+    if diagnosis.severity == "notice" and diagnosis.evidence.get("loss_has_fallen"):
+        # A network that learns is not thrown away.
+        remedies.sort(key=lambda remedy: remedy.needs_restart)
+    about = {s.layer: {k: v for k, v in vars(s).items() if k != "layer"} for s in case.standings}
     return Advice(explain(case), tuple(remedies), about)
 
 
@@ -101,15 +123,21 @@ def _if_needed(remedy: Remedy) -> Remedy:
 
 def _alike(diagnosis: Diagnosis, by_name: Mapping[str, Layer], descriptions: Sequence[LayerDescription]) -> list[Layer]:
     """Return the layers that the same activations follow as the sick ones: one stack has one cure."""
-    kinds = {about.activation for about in descriptions if about.name in diagnosis.layers} - _NO_ACTIVATIONS
+    kinds = {about.activation for about in descriptions if about.name in diagnosis.layers} - NO_ACTIVATIONS
     return [by_name[about.name] for about in descriptions if about.activation in kinds and about.trainable]
+
+
+def _slopes(descriptions: Sequence[LayerDescription]) -> dict[str, float]:
+    """Return the negative slope of the leaky ReLU behind each layer, to three digits: that of a PReLU is learned."""
+    leaky = {about.name: about.curve for about in descriptions if about.activation == "leaky_relu"}
+    return {name: float(f"{curve.parameter:.3g}") for name, curve in leaky.items() if curve is not None}
 
 
 def _standings(
     diagnosis: Diagnosis, model: nn.Module, layers: Sequence[Layer], sizes: Mapping[str, float]
 ) -> tuple[WeightStanding, ...]:
     standings = measure_standing(list(dict.fromkeys(layers)), tied_parameters(model))
-    if diagnosis.symptom in (Symptom.EXPLODING, Symptom.NON_FINITE):
+    if diagnosis.symptom in _GROWING:
         standings = tuple(s.before(sizes.get(s.layer)) for s in standings)
     # Nothing can be said of weights that are not finite; that they are not is the message itself.
     return tuple(s for s in standings if s.refusal or math.isfinite(s.std))

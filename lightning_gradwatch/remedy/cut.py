@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
+from lightning_gradwatch.remedy.activation import TO_LEAKY_RELU, with_activation
 from lightning_gradwatch.remedy.case import Case
-from lightning_gradwatch.remedy.reinitialize import start_afresh
+from lightning_gradwatch.remedy.initialization import scheme_for
+from lightning_gradwatch.remedy.narrow import may_die
+from lightning_gradwatch.remedy.normalization import with_normalization
+from lightning_gradwatch.remedy.reinitialize import reinitialize, start_afresh
 from lightning_gradwatch.remedy.remedy import Remedy
-from lightning_gradwatch.remedy.vanishing import against_small_weights
+from lightning_gradwatch.remedy.softmax import to_sigmoid
+from lightning_gradwatch.remedy.vanishing import against_small_weights, rate_in_code
+
+# float32 holds nothing below 1e-45; with so many orders lost in the weights alone a gradient may get there. Ours.
+_UNDERFLOW = -20.0
 
 
 def against_dead(case: Case) -> list[Remedy]:
@@ -15,22 +25,37 @@ def against_dead(case: Case) -> list[Remedy]:
         # A branch that nothing chose is not cured by other weights.
         return []
     if evidence.get("one_unit"):
-        return [_two_classes_in_one_unit(case, str(evidence["one_unit"]))]
+        return _two_classes_in_one_unit(case, str(evidence["one_unit"]))
     if evidence.get("dead_units"):
         return _against_dead_units(case)
     if evidence.get("saturated"):
         return _against_saturation(case, str(evidence["saturated"]))
     weights = against_small_weights(case)
-    return [_flat_operation(case), *weights] if evidence.get("everywhere") else weights
+    if evidence.get("ever_alive"):
+        # Something has put it out: what has slope 0 was there from the start.
+        return [*reinitialize(case), _slower(case), *weights]
+    flat = evidence.get("everywhere") or (evidence.get("flat_operation") and not _underflows(case))
+    return [_flat_operation(case), *weights] if flat else weights
 
 
-def _two_classes_in_one_unit(case: Case, layer: str) -> Remedy:
-    return Remedy(
+def _underflows(case: Case) -> bool:
+    """Tell whether weights that are too small may have shrunk the gradient to nothing."""
+    shares = []
+    for standing in case.standings_at_first:
+        scheme = scheme_for(case.activations[standing.layer], standing.slope)
+        if scheme is not None and standing.std > 0:
+            shares.append(math.log10(standing.std / standing.of(scheme)))
+    return sum(shares) < _UNDERFLOW
+
+
+def _two_classes_in_one_unit(case: Case, layer: str) -> list[Remedy]:
+    logits = Remedy(
         title=f"leave out the softmax behind {layer}: nn.BCEWithLogitsLoss() on its one output, labels as floats",
         reason="a softmax over one number is 1 whatever the number, so its gradient is 0; a sigmoid is not",
         diagnosis=case.diagnosis,
         code="loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.squeeze(-1), labels.float())",
     )
+    return [*to_sigmoid(case, layer), logits]
 
 
 def _against_saturation(case: Case, layer: str) -> list[Remedy]:
@@ -40,39 +65,46 @@ def _against_saturation(case: Case, layer: str) -> list[Remedy]:
         reason="together with its logarithm a sigmoid keeps its slope where it is wrong, however far out",
         diagnosis=case.diagnosis,
     )
+    rate = case.diagnosis.evidence.get("learning_rate")
     smaller = Remedy(
-        title="a lower learning rate, and inputs of mean 0 and size 1: large numbers drive the output so far out",
+        title="a tenth of the learning rate, and inputs of mean 0 and size 1: large numbers drive the output far out",
         reason="in float32 the slope of a sigmoid is exactly 0 above 18 and below -104",
         diagnosis=case.diagnosis,
         needs_restart=True,
+        optimizer_changes={"lr": rate / 10} if rate else {},
     )
     return [logits, smaller]
 
 
 def _against_dead_units(case: Case) -> list[Remedy]:
-    leaky = Remedy(
-        title="nn.LeakyReLU in the place of nn.ReLU",
-        reason="it passes a hundredth of the gradient back where ReLU passes none (Maas et al., 2013)",
+    leaky = with_activation(case, TO_LEAKY_RELU, case.hidden)
+    if may_die(case, case.hidden):
+        return [*with_normalization(case, case.hidden), *leaky]
+    if not case.diagnosis.evidence.get("ever_alive"):
+        afresh = start_afresh(case, "half of the samples then reach each unit, at the start (He et al., 2015)")
+        return [*afresh, *leaky]
+    return [*reinitialize(case), _slower(case), *leaky]
+
+
+def _slower(case: Case) -> Remedy:
+    rate = case.diagnosis.evidence.get("learning_rate")
+    tenth = float(f"{rate / 10:.3g}") if rate else 0.0
+    return Remedy(
+        title="a tenth of the learning rate: the units were alive until a step pushed them off, then start again",
+        reason="a large step can push a unit where no sample reaches it any more (Karpathy, CS231n)",
         diagnosis=case.diagnosis,
-        code="# where the model is built: nn.ReLU() -> nn.LeakyReLU()",
+        code=rate_in_code(tenth) if rate else "",
         needs_restart=True,
+        optimizer_changes={"lr": tenth} if rate else {},
     )
-    if case.diagnosis.evidence.get("ever_alive"):
-        slower = Remedy(
-            title="a tenth of the learning rate: the units were alive until a step pushed them off, then start again",
-            reason="a large step can push a ReLU unit where no sample reaches it any more (Karpathy, CS231n)",
-            diagnosis=case.diagnosis,
-            needs_restart=True,
-        )
-        return [slower, leaky]
-    afresh = start_afresh(case, "half of the samples then reach each unit, at the start (He et al., 2015)")
-    return [*afresh, leaky]
 
 
 def _flat_operation(case: Case) -> Remedy:
     last = case.diagnosis.layers[0] if case.diagnosis.layers else "the last layer"
+    following = case.diagnosis.evidence.get("next_layer") or "the loss"
     return Remedy(
-        title=f"look between {last} and the loss for what has slope 0: round, sign, floor, a comparison, clamp",
+        title=f"look between {last} and {following} for what has slope 0 and remove it: round, sign, floor, a "
+        "comparison, clamp",
         reason="their derivative is 0 nearly everywhere; train with a smooth stand-in (a sigmoid for a step)",
         diagnosis=case.diagnosis,
     )
@@ -88,6 +120,7 @@ def against_disconnected(case: Case) -> list[Remedy]:
                 "requires_grad_(False), which saves its backward pass as well",
                 diagnosis=case.diagnosis,
                 code="optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)",
+                optimizer_changes={"params": "all"},
             )
         ]
     if not case.diagnosis.evidence.get("cut"):

@@ -9,8 +9,9 @@ import torch
 from lightning_gradwatch.detect.diagnosis import Symptom
 from lightning_gradwatch.measure.layers import Layer
 from lightning_gradwatch.remedy.case import Case
-from lightning_gradwatch.remedy.initialization import SCHEMES, TOLERANCE, WeightStanding
+from lightning_gradwatch.remedy.initialization import SCHEMES, TOLERANCE
 from lightning_gradwatch.remedy.memory import Memory, measure_memory, memory_in_words
+from lightning_gradwatch.remedy.standing import WeightStanding
 
 # A bias below minus two of what usually enters a unit (about 1) keeps it off for nearly every sample. Ours.
 _LOW_BIAS = -2.0

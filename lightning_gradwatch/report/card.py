@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
 
 
 class CardSink:
@@ -17,9 +17,9 @@ class CardSink:
 
     def __init__(self, show: Callable[[str, int], None]) -> None:
         self._show = show
-        self._latest: Report | None = None
+        self._latest: StepReport | None = None
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Renew the card where something changed."""
         self._latest = report
         if report.onsets or report.recoveries:

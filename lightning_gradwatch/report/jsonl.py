@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
 
 # Raised when a reader of an older file would misunderstand a newer one.
 FORMAT_VERSION = 1
@@ -28,7 +28,7 @@ class JsonlSink:
         self.path = Path(directory) / "gradwatch" / "diagnoses.jsonl"
         self._run = _now()
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Append what began and what ended."""
         events = [("onset", d) for d in report.onsets] + [("recovery", d) for d in report.recoveries]
         if events:

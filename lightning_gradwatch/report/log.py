@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.measure.snapshot import LayerDescription
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
+from lightning_gradwatch.report.ways_out import ways_out
 
 LOGGER_NAME = "lightning_gradwatch"
 _INDENT = "\n  "
+# A row's key takes nine places, and two divide it from its text.
+_BREAK = _INDENT + " " * 11
 _NAMED_LAYERS = 3
 # Karpathy, CS231n (Stanford, 2016): a step should move the weights by about 1e-3. Ours: in their first steps under Adam
 # healthy networks move by 0.4% to 4%.
@@ -79,7 +82,7 @@ class LogSink:
         self._more = more
         self._logger = training_logger()
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Write a block for each onset and a line for each recovery."""
         for diagnosis in report.onsets:
             level = logging.WARNING if diagnosis.severity == "warning" else logging.INFO
@@ -123,14 +126,27 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
         f"({len(diagnosis.layers)} of {num_present} {plural('layer', num_present)}: {named(diagnosis.layers)}{again})"
     )
     remedy = diagnosis.remedies[0] if diagnosis.remedies else None
-    rows = {
-        "measured": diagnosis.measured,
-        "why": diagnosis.cause,
-        "do": remedy.title if remedy else "",
-        "more": f"lines to paste and all numbers: {more}" if more and remedy and remedy.code else more,
-        "rule": diagnosis.rule,
-    }
-    return _INDENT.join([head, *(f"{key:<9}  {text}" for key, text in rows.items() if text)])
+    rows = [
+        ("measured", diagnosis.measured),
+        ("why", diagnosis.cause),
+        *ways_out(diagnosis.remedies, str(diagnosis.evidence.get("rehearsal", ""))),
+        ("more", f"lines to paste and all numbers: {more}" if more and remedy and remedy.code else more),
+        ("rule", diagnosis.rule),
+    ]
+    return block(head, rows)
+
+
+def block(head: str, rows: Iterable[tuple[str, str]]) -> str:
+    r"""Set rows of a key and a text below a head; what is empty is left out, and further lines are set in.
+
+    Example:
+        >>> print(block("Tea", [("when", "four"), ("why", ""), ("how", "hot\nand strong")]))
+        Tea
+          when       four
+          how        hot
+                     and strong
+    """
+    return _INDENT.join([head, *(f"{key:<9}  {_BREAK.join(text.splitlines())}" for key, text in rows if text)])
 
 
 def named(layers: Sequence[str]) -> str:
@@ -141,7 +157,7 @@ def named(layers: Sequence[str]) -> str:
         'net.0, net.2, net.4 and 2 more'
     """
     rest = len(layers) - _NAMED_LAYERS
-    shown = ", ".join(name.replace("\n", "\\n") for name in layers[:_NAMED_LAYERS])
+    shown = ", ".join(name.replace("\n", "\n") for name in layers[:_NAMED_LAYERS])
     return shown + (f" and {rest} more" if rest > 0 else "")
 
 
@@ -189,7 +205,7 @@ def plural(word: str, count: int) -> str:
 
 
 def healthy_text(
-    report: Report, trainable: Collection[str], factor: float | None = None, update_ratio: float | None = None
+    report: StepReport, trainable: Collection[str], factor: float | None = None, update_ratio: float | None = None
 ) -> str:
     """Say that gradients reach every layer, and what to look at if the loss still does not fall.
 
@@ -251,6 +267,7 @@ def closing_text(
     picture: str,
     cost: str,
     disabled: str | None,
+    num_skipped: int = 0,
 ) -> str:
     """Say at the end what was seen, where the picture is, and what the watching cost.
 
@@ -261,6 +278,7 @@ def closing_text(
         picture: Where the picture is.
         cost: What the watching took.
         disabled: Why GradWatch switched itself off, None where it did not.
+        num_skipped: How many steps were dropped because their gradients were not finite.
 
     Returns:
         Three lines, four where it switched itself off.
@@ -274,6 +292,8 @@ def closing_text(
     seen = _seen(num_readings, diagnoses)
     if num_overflows:
         seen += f"; {num_overflows} {plural('step', num_overflows)} dropped by the loss scaler"
+    if num_skipped:
+        seen += f"; {num_skipped} {plural('step', num_skipped)} dropped that were not finite"
     rows = [f"seen       {seen}", f"picture    {picture}", f"cost       {cost}"]
     if disabled is not None:
         rows.insert(0, f"SWITCHED OFF during the run, what follows is incomplete: {disabled}")

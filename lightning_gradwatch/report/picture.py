@@ -11,7 +11,7 @@ from PIL import Image
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.report.image import Heatmap, Mark, draw_heatmap
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
 
 # TensorBoard keeps ten pictures of a tag; a run draws at most twice as many, the last one always.
 MAX_PICTURES = 20
@@ -45,9 +45,9 @@ class PictureSink:
         self._left = MAX_PICTURES
         self._next: dict[str, int] = {}
         self._counts: dict[str, int] = {}
-        self._latest: dict[str, Report] = {}
+        self._latest: dict[str, StepReport] = {}
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Draw where it is time to."""
         label = report.optimizer_label
         self._latest[label] = report
@@ -65,7 +65,7 @@ class PictureSink:
             self._draw(report)
         self._latest.clear()
 
-    def _draw(self, report: Report) -> None:
+    def _draw(self, report: StepReport) -> None:
         self._left -= 1
         tag = "gradwatch/heatmap" + (f"/{report.optimizer_label}" if report.optimizer_label else "")
         picture = draw_heatmap(heatmap_of(report, *self._thresholds))
@@ -73,7 +73,7 @@ class PictureSink:
             show(tag, picture, report.log_step)
 
 
-def heatmap_of(report: Report, vanishing: float | None = None, exploding: float | None = None) -> Heatmap:
+def heatmap_of(report: StepReport, vanishing: float | None = None, exploding: float | None = None) -> Heatmap:
     """Collect what a picture of one optimizer shows.
 
     Args:

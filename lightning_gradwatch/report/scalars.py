@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
 
 # The whole list, constant from the first row on: a CSV logger writes its file anew for each new key.
 SCALARS = (
@@ -19,6 +19,10 @@ SCALARS = (
     "gradwatch/skipped_steps",
     "gradwatch/active",
 )
+# Beside them where GradWatch clips, and there in every row.
+CLIP_SCALARS = ("gradwatch/clip_coefficient", "gradwatch/clipping_rate")
+# Rounding alone changes a norm by less.
+_UNCHANGED = 1 - 1e-6
 
 
 class ScalarSink:
@@ -35,9 +39,14 @@ class ScalarSink:
         self._suffixes: list[str] = []
         self._values: dict[str, float] = {}
         self._log_step = 0
+        # By suffix how many steps were clipped, and how many there were, since the last row.
+        self._clipped: dict[str, tuple[int, int]] = {}
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Keep what the logging interval asks for until the batch is over."""
+        if report.clips and report.snapshot.finite:
+            clipped, steps = self._clipped.get(_suffix(report), (0, 0))
+            self._clipped[_suffix(report)] = clipped + (clip_coefficient(report) < _UNCHANGED), steps + 1
         if report.due:
             if report.log_step != self._log_step:
                 self.flush()
@@ -49,13 +58,19 @@ class ScalarSink:
         values, self._values = self._values, {}
         if values:
             self._log(values, self._log_step)
+            for suffix in [each for each in self._clipped if f"{SCALARS[0]}{each}" in values]:
+                del self._clipped[suffix]
 
-    def _named(self, report: Report) -> dict[str, float]:
+    def _named(self, report: StepReport) -> dict[str, float]:
         values = scalars(report)
         if self._per_layer:
             names, norms = report.history.layers, report.snapshot.norms
             values |= {f"gradwatch/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
-        suffix = f"/{report.optimizer_label}" if report.optimizer_label else ""
+        suffix = _suffix(report)
+        if report.clips:
+            clipped, steps = self._clipped.get(suffix, (0, 0))
+            rate = clipped / steps if steps else float("nan")
+            values |= dict(zip(CLIP_SCALARS, (clip_coefficient(report), rate), strict=True))
         if suffix not in self._suffixes:
             self._suffixes.append(suffix)
         return {f"{name}{suffix}": value for name, value in values.items()}
@@ -70,7 +85,29 @@ class ScalarSink:
         self.flush()
 
 
-def scalars(report: Report) -> dict[str, float]:
+def _suffix(report: StepReport) -> str:
+    return f"/{report.optimizer_label}" if report.optimizer_label else ""
+
+
+def clip_coefficient(report: StepReport) -> float:
+    """Compute what the most clipped layer has left of its gradient's norm.
+
+    ``min over layers of clipped_norms / norms``; the same for all layers where they are scaled by one number.
+
+    Args:
+        report: A reading.
+
+    Returns:
+        1 where nothing was clipped; NaN where a norm is not finite.
+    """
+    snapshot = report.snapshot
+    if not snapshot.finite:
+        return float("nan")
+    shown = snapshot.present & (snapshot.norms > 0)
+    return float(np.min(snapshot.clipped_norms[shown] / snapshot.norms[shown], initial=1.0))
+
+
+def scalars(report: StepReport) -> dict[str, float]:
     """Compute the scalars of a report, in the order of ``SCALARS``.
 
     Args:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
 
 
 @runtime_checkable
@@ -28,7 +28,7 @@ class Sink(Protocol):
         True
     """
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Take one reading."""
         ...
 
@@ -54,7 +54,7 @@ class SinkRow:
         """Leave out the sinks: they hold loggers and files of a fit under way."""
         return self.__dict__ | {"_sinks": [], "failed": []}
 
-    def write(self, report: Report) -> None:
+    def write(self, report: StepReport) -> None:
         """Give a report to every sink."""
         self._each(lambda sink: sink.write(report))
 

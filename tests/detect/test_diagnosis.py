@@ -34,7 +34,7 @@ def test_a_diagnosis_survives_json() -> None:
 
 def test_remedies_are_written_as_words() -> None:
     """Of a remedy the title, the reason and the code are written, and none comes back without its model."""
-    remedy = SimpleNamespace(title="clip", reason="keeps the direction", code="x = 1", change=print)
+    remedy = SimpleNamespace(effect=None, title="clip", reason="keeps the direction", code="x = 1", change=print)
     written = Diagnosis("dead", Symptom.DEAD, remedies=(remedy,)).to_dict()
     assert written["remedies"] == [{"title": "clip", "reason": "keeps the direction", "code": "x = 1"}]
     assert Diagnosis.from_dict(written).remedies == ()

@@ -40,6 +40,10 @@ def test_the_layer_nearest_the_output_comes_first(observe) -> None:
         "num_inf": 1,
         "exploded_before": False,
         "in_the_loss": False,
+        "num_clean": 0,
+        "first_ratio": None,
+        "learning_rate": 0.1,
+        "rescaled": False,
     }
 
 

@@ -20,8 +20,28 @@ def test_a_step_that_overwrites_a_layer_is_exploding(observe) -> None:
     assert (finding.rule, finding.symptom, finding.severity) == ("exploding.update", Symptom.EXPLODING, "warning")
     assert finding.layers == ("fc2", "fc0")
     assert finding.evidence == pytest.approx(
-        {"update_ratio": 90.0, "learning_rate": 0.1, "max_ratio": 10.0, "rescaled": False}
+        {
+            "update_ratio": 90.0,
+            "learning_rate": 0.1,
+            "max_ratio": 10.0,
+            "rescaled": False,
+            "first_ratio": None,
+            "usual_norm": None,
+        }
     )
+
+
+def test_what_the_first_step_did_and_what_was_usual_before_are_told(observe, probe) -> None:
+    """The fastest layer of the first probe that did not begin near zero; the median norm of 32 readings and more."""
+    first = probe([1.0] * 3, update_ratio=[0.3, 7.0, np.inf])
+    norms = np.full((40, 3), 2.0)
+    norms[-1] = 9e3
+    weights = np.broadcast_to([10.0, 1e-3, 10.0], norms.shape)
+    (finding,) = RULE(observe(norms, weights=weights, signals=[first]))
+    assert finding.evidence["first_ratio"] == 0.3
+    assert finding.evidence["usual_norm"] == pytest.approx(math.sqrt(12))
+    (early,) = RULE(observe(norms[8:], weights=weights[8:], signals=[first]))
+    assert early.evidence["usual_norm"] is None
 
 
 def test_the_loss_scale_cancels(observe) -> None:

@@ -16,6 +16,7 @@ from lightning_gradwatch.measure.graph import read_topology
 from lightning_gradwatch.measure.layers import find_layers
 from lightning_gradwatch.remedy.advice import Advice, advise
 from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm
+from lightning_gradwatch.remedy.remedy import Remedy
 
 WIDTH = 128
 
@@ -47,6 +48,11 @@ def run(code: str, model: nn.Module) -> dict[str, object]:
     return names
 
 
+def another_activation(advice: Advice) -> Remedy:
+    """Return the first remedy that puts another activation in the place of one."""
+    return next(remedy for remedy in advice.remedies if "instead of" in remedy.title)
+
+
 def stds(model: nn.Module) -> list[float]:
     """Measure the standard deviation of every matrix but the last."""
     return [float(p.detach().std()) for p in model.parameters() if p.ndim > 1][:-1]
@@ -56,15 +62,20 @@ def stds(model: nn.Module) -> list[float]:
     ("activation", "name", "std"),
     [
         (nn.ReLU, "He", (2 / WIDTH) ** 0.5),
-        (nn.GELU, "He", (2 / WIDTH) ** 0.5),
+        (nn.GELU, "He", 1.468 / WIDTH**0.5),
         (nn.Tanh, "Xavier", (1 / WIDTH) ** 0.5),
         (nn.SELU, "LeCun", (1 / WIDTH) ** 0.5),
     ],
 )
 @pytest.mark.parametrize(("symptom", "sick_std"), [(Symptom.VANISHING, 0.01), (Symptom.EXPLODING, 1.0)])
 def test_weights_that_miss_their_scheme_are_initialized_anew(activation, name, std, symptom, sick_std):
-    """Code and ``apply_`` both give a fresh model the standard deviation that the remedy names, and zero biases."""
-    remedy = advice_for(deep(activation, sick_std), symptom).remedies[0]
+    """Code and ``apply_`` both give a fresh model the standard deviation that the remedy names, and zero biases.
+
+    An output layer that somebody has made otherwise than PyTorch does is left alone.
+    """
+    model = deep(activation, sick_std)
+    nn.init.orthogonal_(model[-1].weight)
+    remedy = advice_for(model, symptom).remedies[0]
     assert remedy.title == f"{name} initialization of 6 layers, then start again"
     assert f"std {sick_std:.2g}"[:6] in remedy.reason
     assert f"{name} gives {std:.2g}" in remedy.reason
@@ -92,12 +103,31 @@ def test_code_and_apply_do_the_same_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(pasted.parameters(), applied.parameters(), strict=True))
 
 
+def test_an_output_layer_at_the_default_is_initialized_with_the_others():
+    """Its gain of 1/sqrt(3) weakens what goes back through it; alone it is no reason to start again."""
+    remedy = advice_for(deep(nn.ReLU, 0.01), Symptom.VANISHING).remedies[0]
+    assert remedy.title == "He initialization of 7 layers, then start again"
+    applied = deep()
+    remedy.apply_(applied)
+    assert float(applied[-1].weight.detach().std()) == pytest.approx((2 / (WIDTH + 2)) ** 0.5, rel=0.15)
+    fine = advice_for(deep(nn.ReLU, (2 / WIDTH) ** 0.5), Symptom.VANISHING).remedies
+    assert not any("initialization of" in remedy.title for remedy in fine)
+
+
+def test_what_lets_a_signal_through_besides_follows_the_weights():
+    """Norms between the layers, and ways around them; for sigmoids the activations come first and last."""
+    starts = [r.title.split(" ")[0] for r in advice_for(deep(nn.ReLU, 0.01), Symptom.VANISHING).remedies]
+    assert starts == ["He", "nn.BatchNorm1d", "a"]
+    starts = [r.title.split(" ")[0] for r in advice_for(deep(nn.Sigmoid), Symptom.VANISHING).remedies]
+    assert starts == ["nn.BatchNorm1d", "ReLU", "a", "SELU"]
+
+
 def test_weights_that_have_their_scheme_are_left():
-    """Advice that would change nothing is not given; the words still say how the weights stand."""
+    """An initialization that would change nothing is not advised; the words still say how the weights stand."""
     model = deep(nn.ReLU, (2 / WIDTH) ** 0.5)
     nn.init.constant_(model[0].weight, 0.12)
     advice = advice_for(model, Symptom.VANISHING)
-    assert advice.remedies == ()
+    assert not any("initialization" in remedy.title for remedy in advice.remedies)
     assert advice.weights == "weights of 0 have std 0.12, as He gives"
 
 
@@ -111,7 +141,7 @@ def test_several_activations_get_their_own_scheme():
         )  # fmt: skip
 
     model = build()
-    for layer in model[:-1:2]:
+    for layer in model[::2]:
         nn.init.normal_(layer.weight, std=0.01)
     remedy = advice_for(model, Symptom.VANISHING).remedies[0]
     assert remedy.title == "He initialization of 3 layers, then start again"
@@ -155,7 +185,7 @@ def test_sigmoids_are_replaced():
         model.append(nn.Sigmoid())
         return model
 
-    remedy = advice_for(build(), Symptom.VANISHING).remedies[0]
+    remedy = another_activation(advice_for(build(), Symptom.VANISHING))
     assert remedy.title == "ReLU instead of sigmoid after 6 layers, with He initialization, then start again"
     applied, pasted = build(), build()
     remedy.apply_(applied)
@@ -173,7 +203,7 @@ def test_a_sigmoid_that_is_used_twice_is_replaced_twice():
         blocks = [module for _ in range(4) for module in (nn.Linear(WIDTH, WIDTH), shared)]
         return nn.Sequential(*blocks, nn.Linear(WIDTH, 2))
 
-    remedy = advice_for(build(), Symptom.DEAD).remedies[0]
+    remedy = another_activation(advice_for(build(), Symptom.DEAD))
     model = build()
     remedy.apply_(model)
     assert [type(m) for m in model[1::2]] == [nn.ReLU] * 4
@@ -198,14 +228,14 @@ class Late(nn.Module):
 def test_a_sigmoid_registered_behind_all_layers_is_found():
     """Where no sigmoid stands behind a sick layer, those of the model are meant."""
     model = Late()
-    advice_for(model, Symptom.VANISHING).remedies[0].apply_(model)
+    another_activation(advice_for(model, Symptom.VANISHING)).apply_(model)
     assert isinstance(model.activation, nn.ReLU)
 
 
 def test_a_sigmoid_that_is_a_function_is_refused_in_words():
     """``apply_`` cannot edit the source and says what to edit; the model stays as it was."""
     model = Late(torch.sigmoid)
-    remedy = advice_for(model, Symptom.VANISHING).remedies[0]
+    remedy = another_activation(advice_for(model, Symptom.VANISHING))
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(ValueError, match=r"torch.sigmoid\(...\) -> torch.relu\(...\)"):
         remedy.apply_(model)
@@ -236,7 +266,7 @@ def test_parametrized_layers_get_another_activation_only():
 
     advice = advice_for(build(), Symptom.VANISHING)
     assert advice.weights.startswith("weights of 0 cannot be judged or initialized anew: its weight is parametrized")
-    remedy = advice.remedies[0]
+    remedy = another_activation(advice)
     assert remedy.title == "ReLU instead of sigmoid after 3 layers, then start again"
     model = build()
     before = [p.detach().clone() for p in model.parameters()]
@@ -252,7 +282,7 @@ def test_tied_layers_are_told_and_left():
     model[2].weight = model[0].weight
     advice = advice_for(model, Symptom.VANISHING)
     assert advice.weights.endswith("not to be initialized anew: its weight is tied: another module uses it too")
-    assert advice.remedies[0].title == "He initialization of 1 layer, then start again"
+    assert advice.remedies[0].title == "He initialization of 2 layers, then start again"
     assert "'4'" in advice.remedies[0].code
 
 
@@ -290,12 +320,12 @@ def test_the_code_names_what_it_leaves_out():
 def test_exploding_gradients_may_be_clipped_or_slowed():
     """Beside the weights, a clipper is offered, and a learning rate where the step is known."""
     remedies = advice_for(deep(), Symptom.EXPLODING, {"update_ratio": 0.5, "learning_rate": 0.1}).remedies
-    clip, rate = remedies[-2:]
+    rate, clip = remedies
     assert clip.clipper == ClipByGlobalNorm(1.0)
     names = {name: getattr(lightning_gradwatch, name) for name in ("GradWatch", "ClipByGlobalNorm")}
     assert isinstance(eval(clip.code, names), lightning_gradwatch.GradWatch)
-    assert rate.optimizer_changes == {"lr": 0.0002}
-    assert "0.0002 instead of 0.1" in rate.title
+    assert rate.optimizer_changes == {"lr": 0.002}
+    assert "0.002 instead of 0.1" in rate.title
     without = advice_for(deep(), Symptom.EXPLODING).remedies
     assert [remedy.optimizer_changes for remedy in without if remedy.optimizer_changes] == []
 
@@ -316,7 +346,7 @@ def test_non_finite_gradients_may_be_skipped_or_traced():
 
 def test_what_exploded_before_it_was_infinite_is_advised_as_exploding():
     """Where the readings before had exploded, clipping is the way out, and skipping beside it."""
-    remedies = advice_for(deep(), Symptom.NON_FINITE, {"exploded_before": True}).remedies
+    remedies = advice_for(deep(Cosine), Symptom.NON_FINITE, {"exploded_before": True}).remedies
     assert [bool(r.clipper) for r in remedies] == [True, False]
 
 
@@ -325,7 +355,8 @@ def test_weights_are_judged_by_what_they_were_before_the_step():
     model = deep(nn.ReLU, 100.0)
     names = [layer.name for layer in find_layers(model)]
     remedies = advice_for(model, Symptom.EXPLODING, weights_before=dict.fromkeys(names, 0.1)).remedies
-    assert [bool(r.clipper) for r in remedies] == [True]
+    assert not any("initialization" in r.title for r in remedies)
+    assert any(r.clipper for r in remedies)
 
 
 class Cosine(nn.Module):
@@ -399,3 +430,73 @@ def test_weights_that_are_nan_are_told_from_the_first_reading():
     given = advice_for(model, Symptom.NON_FINITE, weights_at_first=large)
     assert given.remedies[0].title.startswith("He initialization of 6 layers")
     assert given.weights == "weights of 0 have std 1, He would give 0.12"
+
+
+class CallsLeaky(nn.Module):
+    """Calls leaky ReLUs of different slopes as functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+
+    def forward(self, x):
+        x = nn.functional.leaky_relu(self.first(x), 0.2)
+        return self.head(nn.functional.leaky_relu(self.second(x), 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "slopes"),
+    [(deep(lambda: nn.LeakyReLU(0.5)), [0.5] * 6), (deep(nn.PReLU), [0.25] * 6), (CallsLeaky(), [0.2, 0.333])],
+    ids=["module", "learned", "function"],
+)
+def test_the_leaky_slope_is_counted_and_the_code_does_what_apply_does(model, slopes):
+    """He is sqrt(2 / ((1 + a^2) fan_in)) there; lines and ``apply_`` leave the same weights under the same seed."""
+    advice = advice_for(model, Symptom.VANISHING)
+    remedy = advice.remedies[0]
+    assert [round(s["slope"], 3) for s in advice.standings.values()] == slopes
+    torch.manual_seed(0)
+    run(remedy.code, model)
+    pasted = [parameter.detach().clone() for parameter in model.parameters()]
+    torch.manual_seed(0)
+    remedy.apply_(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), pasted, strict=True))
+    expected = [(2 / ((1 + slope**2) * WIDTH)) ** 0.5 for slope in slopes]
+    assert stds(model) == pytest.approx(expected, rel=0.03)
+
+
+def test_behind_a_batch_norm_no_weight_is_initialized_anew():
+    """It takes the size of the weight away again."""
+    blocks = [m for _ in range(6) for m in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU())]
+    model = nn.Sequential(*blocks, nn.Linear(WIDTH, 2))
+    for symptom in (Symptom.VANISHING, Symptom.DEAD):
+        titles = [r.title for r in advice_for(model, symptom, {"dead_units": "0"}).remedies]
+        assert not any("initialization" in title for title in titles)
+
+
+def test_weights_at_the_default_explode_nowhere():
+    """The default of a layer with one input is large beside Xavier; the learning rate is what is too high."""
+    model = nn.Sequential(nn.Linear(1, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2))
+    layers = find_layers(model)
+    described = describe_layers(model, layers, read_topology(model(torch.randn(4, 1)).sum(), layers))
+    sick = Diagnosis(
+        "exploding.update", Symptom.EXPLODING, layers=("0",), evidence={"update_ratio": 50.0, "learning_rate": 1.0}
+    )
+    first, *_ = advise(sick, model, layers, described).remedies
+    assert first.optimizer_changes == {"lr": 2e-4}
+    names = {"optimizer": torch.optim.SGD(model.parameters(), lr=1.0)}
+    exec(first.code, names)
+    assert names["optimizer"].param_groups[0]["lr"] == 2e-4
+
+
+def test_a_network_that_learns_is_not_thrown_away():
+    """A notice whose loss falls puts what goes on before what starts again."""
+    model = deep(nn.ReLU, 1.0)
+    layers = find_layers(model)
+    described = describe_layers(model, layers, read_topology(model(torch.randn(4, WIDTH)).sum(), layers))
+    names = tuple(layer.name for layer in layers[:-1])
+    learns, rests = (
+        Diagnosis("exploding.depth", Symptom.EXPLODING, "notice", layers=names, evidence={"loss_has_fallen": fallen})
+        for fallen in (True, None)
+    )
+    assert [r.needs_restart for r in advise(learns, model, layers, described).remedies] == [False, True]
+    assert [r.needs_restart for r in advise(rests, model, layers, described).remedies] == [True, False]

@@ -9,8 +9,8 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.measure.layers import find_layers
 from lightning_gradwatch.remedy.case import Case
 from lightning_gradwatch.remedy.cut import against_dead, against_disconnected
-from lightning_gradwatch.remedy.initialization import measure_standing
 from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.remedy.standing import measure_standing
 
 
 def build() -> nn.Sequential:
@@ -96,7 +96,7 @@ def test_a_saturated_output_hands_its_logits_to_the_loss():
     """At a logit of -200 the sigmoid of a squared error has no slope in float32, and the advised loss has."""
     logits, smaller = dead(everywhere=True, dead_units="", one_unit="", saturated="2")
     assert "nn.BCEWithLogitsLoss()" in logits.title
-    assert "lower learning rate" in smaller.title
+    assert "a tenth of the learning rate" in smaller.title
     out, target = torch.full((1,), -200.0, requires_grad=True), torch.ones(1)
     assert float(torch.autograd.grad((out.sigmoid() - target).square().sum(), out)[0]) == 0
     assert float(torch.autograd.grad(nn.BCEWithLogitsLoss()(out, target), out)[0]) == -1
@@ -117,3 +117,12 @@ def test_layers_that_no_optimizer_holds_are_given_to_it() -> None:
     assert isinstance(made, torch.optim.SGD)
     assert (made.defaults["lr"], made.defaults["momentum"]) == (0.3, 0.5)
     assert [id(p) for p in made.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+
+
+def test_a_flat_operation_is_looked_for_between_the_two_layers() -> None:
+    """Where the weights alone may have shrunk the gradient to nothing they come first; what was alive had no such."""
+    title = dead(dead_units="", one_unit="", flat_operation=True, next_layer="head", everywhere=False)[0].title
+    assert title.startswith("look between 0 and head for what has slope 0")
+    alive = dead(dead_units="", one_unit="", flat_operation=False, ever_alive=True, learning_rate=0.5)
+    assert not any("slope 0" in remedy.title for remedy in alive)
+    assert {"lr": 0.05} in [remedy.optimizer_changes for remedy in alive]

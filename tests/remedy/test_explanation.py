@@ -13,7 +13,7 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.measure.layers import find_layers
 from lightning_gradwatch.remedy.case import Case
 from lightning_gradwatch.remedy.explanation import explain, weights_in_words
-from lightning_gradwatch.remedy.initialization import WeightStanding, measure_standing
+from lightning_gradwatch.remedy.standing import WeightStanding, measure_standing
 
 WIDTH = 128
 VANISHING = Diagnosis("vanishing.depth", Symptom.VANISHING, layers=("0",))

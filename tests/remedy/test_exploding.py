@@ -12,8 +12,8 @@ from lightning_gradwatch.measure.layers import find_layers
 from lightning_gradwatch.remedy.case import Case
 from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm
 from lightning_gradwatch.remedy.exploding import against_exploding, against_non_finite, against_spike
-from lightning_gradwatch.remedy.initialization import measure_standing
 from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.remedy.standing import measure_standing
 
 NAMES = {name: getattr(lightning_gradwatch, name) for name in ("GradWatch", "ClipByGlobalNorm")}
 
@@ -29,23 +29,30 @@ def test_a_spike_is_clipped_near_the_usual_norm(median, bound):
     assert "lower learning rate" in slower.title
 
 
-@pytest.mark.parametrize(("radius", "advised"), [(2.0, True), (0.9, False)])
-def test_recurrent_weights_that_stretch_are_made_orthogonal(radius, advised):
-    """Where the state grows from step to step the weights are the reason, beside clipping; else they are not."""
-    model = nn.RNN(3, 8)
-    nn.init.orthogonal_(model.weight_hh_l0, radius)
-    case = Case(Diagnosis("exploding.time", Symptom.EXPLODING, layers=("(root)",)), find_layers(model))
-    titles = [remedy.title for remedy in against_exploding(case)]
-    assert titles[0].startswith("clip by global norm 1")
-    assert any("orthogonal" in title for title in titles) == advised
+@pytest.mark.parametrize(("rule", "radius", "advised"), [
+    ("exploding.time", 2.0, True), ("exploding.time", 0.9, True),
+    ("exploding.update", 2.0, True), ("exploding.update", 0.9, False),
+])  # fmt: skip
+def test_recurrent_weights_that_stretch_are_made_orthogonal(rule, radius, advised):
+    """First where the state grows from step to step; a profile along time has seen it, whatever is left of it now."""
+    model = nn.Sequential(nn.RNN(3, 8), nn.Linear(8, 8))
+    nn.init.orthogonal_(model[0].weight_hh_l0, radius)
+    layers = find_layers(model)
+    sick = layers[:1] if rule == "exploding.time" else layers[1:]
+    case = Case(Diagnosis(rule, Symptom.EXPLODING, layers=(sick[0].name,)), sick, model=model)
+    first, *others = [remedy.title for remedy in against_exploding(case)]
+    assert first.startswith("orthogonal recurrent weights in 0" if advised else "clip by global norm 1")
+    assert any(title.startswith("clip") for title in [first, *others])
 
 
-def test_weights_that_a_step_overwrote_are_not_blamed():
-    """After such a step the radius tells what the step did, not what made the gradient grow."""
-    model = nn.RNN(3, 8)
-    nn.init.constant_(model.weight_hh_l0, 1e6)
-    case = Case(Diagnosis("exploding.update", Symptom.EXPLODING, layers=("(root)",)), find_layers(model))
+def test_a_square_layer_is_a_cell_only_where_a_profile_along_time_says_so():
+    """A large square weight that a step has overwritten is no recurrence."""
+    model = nn.Linear(8, 8)
+    nn.init.constant_(model.weight, 1e6)
+    case = Case(Diagnosis("exploding.update", Symptom.EXPLODING, layers=("(root)",)), find_layers(model), model=model)
     assert [bool(remedy.clipper) for remedy in against_exploding(case)] == [True]
+    by_time = Case(Diagnosis("exploding.time", Symptom.EXPLODING, layers=("(root)",)), find_layers(model), model=model)
+    assert "orthogonal" in against_exploding(by_time)[0].title
 
 
 def blown_up(symptom: Symptom = Symptom.EXPLODING, at_first: float = 0.1, **evidence: object) -> list[Remedy]:
@@ -89,26 +96,56 @@ def test_a_loss_whose_slope_is_nan_gets_an_eps_inside():
     assert overflow[1].title.startswith("look for NaN in the batch; if there is none, add an eps")
 
 
-@pytest.mark.parametrize(("rescaled", "rate"), [(False, 2e-6), (True, 2e-5)])
-def test_an_optimizer_that_rescales_may_move_a_hundredth(rescaled, rate):
-    """0.1 times 0.001 over 50 for SGD, ten times that under Adam."""
-    changes = [r.optimizer_changes for r in blown_up(at_first=100.0, rescaled=rescaled) if r.optimizer_changes]
+@pytest.mark.parametrize(("known", "rate"), [({}, 2e-5), ({"first_ratio": 5.0}, 2e-4)])
+def test_the_step_that_is_advised_moves_a_hundredth(known, rate):
+    """0.1 times 0.01 over what the step moved the worst layer by: the first step, where that was measured."""
+    changes = [r.optimizer_changes for r in blown_up(at_first=100.0, **known) if r.optimizer_changes]
     assert changes == [{"lr": pytest.approx(rate)}]
 
 
+def test_weights_that_training_blew_up_ask_for_the_rate_of_the_first_step():
+    """What the newest step did tells of the wreck; the first one tells how far the learning rate goes by itself."""
+    first, *_ = blown_up(first_ratio=2.0)
+    assert first.optimizer_changes == {"lr": pytest.approx(5e-4)}
+
+
 @pytest.mark.parametrize(
-    ("rate", "evidence", "first"), [(300.0, {}, True), (0.1, {}, False), (3.0, {"rescaled": True}, True)]
+    ("evidence", "kinds"),
+    [({}, ["lr", "clip"]), ({"usual_norm": 3.0}, ["clip", "lr"]), ({"rescaled": True}, ["lr"])],
+    ids=["from the start", "a jump", "Adam"],
 )
-def test_a_learning_rate_that_clipping_cannot_help_comes_first(rate, evidence, first):
-    """At 300 a gradient of norm 1 overwrites weights of norm 11 as well; under Adam no clipping changes a step."""
-    model = nn.Linear(32, 32)
+def test_a_rate_is_lowered_and_a_jump_is_clipped(evidence, kinds):
+    """A run that went well has a usual norm, at twice of which it is clipped; under Adam no clipping changes a step."""
     diagnosis = Diagnosis(
         "exploding.update",
         Symptom.EXPLODING,
         layers=("(root)",),
-        evidence={"update_ratio": 100.0, "learning_rate": rate} | evidence,
+        evidence={"update_ratio": 100.0, "learning_rate": 0.1} | evidence,
     )
-    case = Case(diagnosis, find_layers(model), weights_before={"(root)": 0.34})
-    remedies = against_exploding(case)
-    assert bool(remedies[0].optimizer_changes) == first
-    assert any(remedy.clipper for remedy in remedies) == (not evidence)
+    remedies = against_exploding(Case(diagnosis, find_layers(nn.Linear(32, 32))))
+    assert ["clip" if remedy.clipper else "lr" for remedy in remedies] == kinds
+    bounds = [remedy.clipper.max_norm for remedy in remedies if remedy.clipper]
+    assert bounds == ([] if "rescaled" in evidence else [6.0 if evidence else 1.0])
+
+
+def exponential(num_layers: int, width: int = 64) -> list[Remedy]:
+    """Return the ways out for layers of a width that are followed by an exponential."""
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(num_layers)))
+    layers = find_layers(model)
+    overflow = Diagnosis("non_finite", Symptom.NON_FINITE, layers=tuple(layer.name for layer in layers))
+    activations = dict.fromkeys(overflow.layers, "exp")
+    return against_non_finite(Case(overflow, layers, measure_standing(layers), activations, model=model))
+
+
+def test_exponentials_in_a_row_give_way_and_one_is_a_variance():
+    """A ReLU takes their place, a SELU where the layers are so narrow that ReLU would be born dead."""
+    assert exponential(8)[0].title.startswith("ReLU instead of exp after 8 layers, with He initialization")
+    assert exponential(8, width=5)[0].title.startswith("SELU instead of exp after 8 layers, with LeCun")
+    assert not any("instead of exp" in remedy.title for remedy in exponential(2))
+
+
+def test_a_poisoned_batch_in_a_run_that_went_well_is_skipped_first():
+    """At the start the loss is looked at first; after ten good steps it is the batch."""
+    late, early = (blown_up(Symptom.NON_FINITE, in_the_loss=True, began_in="loss", num_clean=n)[0] for n in (10, 9))
+    assert eval(late.code, NAMES).settings.on_nonfinite == "skip"
+    assert "eps" in early.title

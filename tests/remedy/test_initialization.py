@@ -7,19 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
 
-from lightning_gradwatch.measure.layers import find_layers, stray_layers
-from lightning_gradwatch.remedy.initialization import (
-    HE,
-    LECUN,
-    SCHEMES,
-    XAVIER,
-    WeightStanding,
-    measure_standing,
-    tied_parameters,
-)
+from lightning_gradwatch.remedy.initialization import HE, LECUN, SCHEMES, XAVIER, scheme_for
 
+LEAKY = scheme_for("leaky_relu", 0.3)
 LAYERS = [
     nn.Linear(200, 300),
     nn.Conv2d(16, 32, 5),
@@ -28,118 +19,37 @@ LAYERS = [
 ]
 
 
-def stand(model: nn.Module) -> tuple[WeightStanding, ...]:
-    """Measure the standing of all layers of a model."""
-    return measure_standing(find_layers(model), tied_parameters(model))
-
-
 @pytest.mark.parametrize("layer", LAYERS, ids=[type(layer).__name__ for layer in LAYERS])
-@pytest.mark.parametrize("scheme", [HE, XAVIER, LECUN], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", [HE, XAVIER, LECUN, LEAKY], ids=["He", "Xavier", "LeCun", "leaky"])
 def test_a_scheme_gives_what_it_promises(layer, scheme):
-    """The line of ``torch.nn.init`` in ``call``, and ``apply_``, give the promised standard deviation."""
+    """The line of ``torch.nn.init`` in ``call``, and ``apply_``, give the promised standard deviation, bit for bit."""
+    weight, again = layer.weight.detach(), torch.empty_like(layer.weight)
     torch.manual_seed(0)
-    model = nn.Sequential(layer)
-    for fill in (scheme.apply_, lambda w: exec(scheme.call.format(weight="w"), {"nn": nn, "w": w})):
-        fill(layer.weight)
-        (standing,) = stand(model)
-        assert standing.std == pytest.approx(float(layer.weight.detach().double().square().mean().sqrt()), rel=1e-5)
-        assert standing.std == pytest.approx(standing.of(scheme), rel=0.03)
-        assert standing.refusal == ""
+    scheme.apply_(weight)
+    torch.manual_seed(0)
+    exec(scheme.call.format(weight="w"), {"nn": nn, "w": again})
+    assert torch.equal(weight, again)
+    receptive = math.prod(weight.shape[2:])
+    promised = scheme.std(weight.shape[1] * receptive, weight.shape[0] * receptive)
+    assert float(weight.double().square().mean().sqrt()) == pytest.approx(promised, rel=0.03)
 
 
-def test_the_formulas_are_those_of_the_papers():
-    """He sqrt(2 / fan_in), Xavier sqrt(2 / (fan_in + fan_out)), LeCun sqrt(1 / fan_in), a kernel counted in both."""
-    (standing,) = stand(nn.Conv2d(3, 8, (2, 5)))
-    assert standing.he == pytest.approx(math.sqrt(2 / 30))
-    assert standing.xavier == pytest.approx(math.sqrt(2 / (30 + 80)))
-    assert standing.lecun == pytest.approx(math.sqrt(1 / 30))
+@pytest.mark.parametrize("slope", [0.01, 0.2, 0.25, 1 / 3, 1.0])
+def test_a_leaky_slope_is_counted(slope):
+    """The scheme before a leaky ReLU is that of ``calculate_gain``, and is the same object for the same slope."""
+    scheme = scheme_for("leaky_relu", slope)
+    assert scheme.std(100, 1) == pytest.approx(nn.init.calculate_gain("leaky_relu", slope) / 10)
+    assert scheme is scheme_for("leaky_relu", slope)
+    assert scheme.name == "He"
 
 
-def test_the_standard_deviation_is_around_zero():
-    """A constant weight has its value as standard deviation, whatever its dtype."""
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        layer = nn.Linear(300, 300, dtype=dtype)
-        nn.init.constant_(layer.weight, 0.5)
-        assert stand(layer)[0].std == pytest.approx(0.5)
-    layer = nn.Linear(4, 4, dtype=torch.complex64)
-    with torch.no_grad():
-        layer.weight.fill_(3 + 4j)
-    assert stand(layer)[0].std == pytest.approx(5.0)
-
-
-def test_half_precision_weights_do_not_overflow():
-    """The squares of large float16 weights are summed in float32."""
-    layer = nn.Linear(300, 300, dtype=torch.float16)
-    nn.init.constant_(layer.weight, 1000.0)
-    assert stand(layer)[0].std == pytest.approx(1000.0, rel=1e-3)
-
-
-def test_layers_without_one_weight_matrix_are_left_out():
-    """Norms, recurrent layers, embeddings and strays have no standing; a stray module-less layer neither."""
-    model = nn.Sequential(nn.LayerNorm(3), nn.LSTM(3, 3), nn.Embedding(3, 3), nn.EmbeddingBag(3, 3), nn.PReLU())
-    layers = find_layers(model)
-    assert measure_standing(layers + stray_layers(layers, [nn.Parameter(torch.ones(2, 2))])) == ()
-
-
-class Sharded(nn.Parameter):
-    """Stands for a DTensor, which only a process group can make."""
-
-    def detach(self):
-        return self
-
-    def full_tensor(self):
-        raise AssertionError("a collective was called")
-
-
-def refused() -> list[tuple[str, nn.Module]]:
-    """Return models whose first layer may not be initialized anew, with the reason."""
-    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    tied[1].weight = tied[0].weight
-    sharded = nn.Linear(3, 3)
-    sharded.weight = Sharded(torch.ones(3, 3))
-    return [
-        ("parametrized", nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)))),
-        ("parametrized", nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 3)))),
-        ("lazy", nn.Sequential(nn.LazyLinear(3))),
-        ("tied", tied),
-        ("frozen", nn.Sequential(nn.Linear(3, 3).requires_grad_(requires_grad=False))),
-        ("DTensor", sharded),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("reason", "model"), refused(), ids=["weight norm", "spectral norm", "lazy", "tied", "frozen", "dtensor"]
-)
-def test_what_may_not_be_initialized_is_refused_with_its_reason(reason, model):
-    """Each refusal says why, and measuring runs no parametrization and no collective."""
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    assert reason in stand(model)[0].refusal
-    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
-
-
-def test_a_weight_that_is_not_seen_has_no_numbers():
-    """Behind a parametrization, or before the first forward pass, nothing is claimed of the weight."""
-    for reason, model in refused():
-        standing = stand(model)[0]
-        unknown = reason in ("parametrized", "lazy")
-        assert math.isnan(standing.he) == unknown
-        assert math.isnan(standing.std) == (unknown or reason == "DTensor")
-
-
-def test_a_weight_that_pruning_computes_since_is_refused():
-    """A layer that was found before it was pruned has a computed weight now."""
-    model = nn.Linear(3, 3)
-    layers = find_layers(model)
-    prune.l1_unstructured(model, "weight", amount=2)
-    assert "computed" in measure_standing(layers)[0].refusal
-
-
-def test_only_what_is_held_twice_is_tied():
-    """A parameter held once is not tied; a missing bias is no parameter."""
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
-    assert tied_parameters(model) == frozenset()
-    model[0].twice = model[0].weight
-    assert tied_parameters(model) == {id(model[0].weight)}
+def test_a_slope_counts_only_before_a_leaky_relu():
+    """Other activations, and a leaky ReLU whose slope is 0 or not known, have the scheme of the table."""
+    assert scheme_for("relu", 0.2) is HE
+    assert scheme_for("leaky_relu") is HE
+    assert scheme_for("tanh", 0.2) is XAVIER
+    assert scheme_for(None) is None
+    assert scheme_for("gate") is None
 
 
 def test_activations_have_a_scheme_that_keeps_the_signal():
@@ -153,41 +63,3 @@ def test_activations_have_a_scheme_that_keeps_the_signal():
             SCHEMES[name].apply_(layer.weight)
             x = function(layer(x))
         assert 0.1 < x.detach().square().mean().sqrt().item() < 3
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [nn.Linear(64, 32), nn.Linear(4, 4), nn.Conv2d(8, 16, 3), nn.Conv2d(8, 16, 3, groups=4), nn.Conv1d(3, 300, 5)],
-    ids=["linear", "small", "conv", "grouped", "wide"],
-)
-def test_pytorchs_default_is_known_and_other_weights_are_not(layer):
-    """What ``reset_parameters`` draws is the default for many seeds; normal, scaled and trained weights are not."""
-    for seed in range(20):
-        torch.manual_seed(seed)
-        layer.reset_parameters()
-        assert stand(layer)[0].at_default
-    std = stand(layer)[0].std
-    for fill in (
-        lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
-        lambda w: w.mul_(2.5),
-        lambda w: w.mul_(0.4),
-        nn.init.zeros_,
-    ):
-        torch.manual_seed(0)
-        layer.reset_parameters()
-        with torch.no_grad():
-            fill(layer.weight)
-        assert not stand(layer)[0].at_default
-    assert std == pytest.approx(math.sqrt(1 / (3 * layer.weight[0].numel())), rel=0.3)
-
-
-def test_normal_weights_of_the_same_spread_are_not_the_default():
-    """The default has no number beyond its bound; GPT-2's normal 0.02 lies near its spread at width 768."""
-    layer = nn.Linear(768, 768)
-    nn.init.normal_(layer.weight, std=math.sqrt(1 / (3 * 768)))
-    assert not stand(layer)[0].at_default
-
-
-def test_a_transposed_convolution_has_no_default_to_speak_of():
-    """It is drawn the same way, but as many inputs do not meet in one of its outputs."""
-    assert not stand(nn.ConvTranspose2d(8, 16, 3))[0].at_default

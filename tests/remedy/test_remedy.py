@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -33,3 +36,38 @@ def test_a_remedy_is_frozen_and_hides_its_function():
     assert "lambda" not in repr(remedy)
     with pytest.raises(AttributeError):
         remedy.title = "other"
+
+
+class Swap:
+    """A change that only an edit of the source can make, and that has a stand-in as long as it is tried."""
+
+    inside = False
+
+    def __call__(self, model: nn.Module) -> None:
+        raise ValueError("edit the source")
+
+    @contextmanager
+    def tried(self, model: nn.Module) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+
+def test_an_edit_of_the_source_is_tried_by_its_stand_in():
+    """``apply_`` refuses, ``tried`` lasts as long as its block."""
+    swap, model = Swap(), nn.Linear(1, 1)
+    remedy = Remedy("another function", "for a test", SICK, change=swap)
+    with pytest.raises(ValueError, match="edit the source"):
+        remedy.apply_(model)
+    with remedy.tried(model):
+        assert swap.inside
+    assert not swap.inside
+
+
+def test_what_can_be_applied_is_tried_by_applying_it():
+    """Also where nothing of the model changes."""
+    model = nn.Linear(3, 2)
+    with Remedy("lower the rate", "smaller steps", SICK, optimizer_changes={"lr": 1e-3}).tried(model):
+        assert model.weight.any()
+    with Remedy("zero", "for a test", SICK, change=lambda m: nn.init.zeros_(m.weight)).tried(model):
+        assert not model.weight.any()

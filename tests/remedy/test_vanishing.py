@@ -25,18 +25,18 @@ def forgetting(layer: nn.Module, **evidence: int) -> list[Remedy]:
     return against_vanishing(Case(diagnosis, find_layers(layer)))
 
 
-def test_a_learning_rate_is_advised_that_moves_a_thousandth():
-    """The rate grows by what is missing from a step of 1e-3 of the weights; SGD's step then is about that."""
+def test_a_learning_rate_is_advised_that_moves_a_hundredth():
+    """The rate grows by what is missing from a step of 1e-2 of the weights; SGD's step then is about that."""
     (remedy,) = stalled(learning_rate=1e-6, update_ratio=4e-8, relative_gradient=0.04)
-    assert remedy.title == "learning rate 0.03 instead of 1e-06"
+    assert remedy.title == "learning rate 0.2 instead of 1e-06"
     (higher,) = remedy.optimizer_changes.values()
-    assert higher * 0.04 == pytest.approx(1e-3, rel=0.25)
+    assert higher * 0.04 == pytest.approx(1e-2, rel=0.25)
 
 
 def test_a_step_that_is_lost_in_rounding_is_known_from_its_gradient():
     """What the step should have been counts more than the nothing that was measured."""
     (remedy,) = stalled(learning_rate=1e-9, update_ratio=0.0, expected_ratio=5e-11, relative_gradient=0.04)
-    assert remedy.optimizer_changes == {"lr": 0.02}
+    assert remedy.optimizer_changes == {"lr": 0.2}
 
 
 @pytest.mark.parametrize("expected", [None, float("nan"), 0.0])
@@ -48,10 +48,12 @@ def test_where_the_step_is_not_known_no_number_is_made_up(expected):
 
 
 def test_a_gradient_that_is_nothing_asks_for_a_larger_loss():
-    """No learning rate makes up for it; the factor brings the gradient to a hundredth of the weights."""
+    """The factor brings a step to a hundredth of the weights; the learning rate may take it under SGD."""
     (remedy,) = stalled(learning_rate=0.1, update_ratio=0.0, relative_gradient=4e-11)
-    assert remedy.title.endswith("or multiply it by 1e+08")
-    assert remedy.optimizer_changes == {}
+    assert "or multiply it by 1e+09" in remedy.title
+    assert remedy.optimizer_changes == {"lr": pytest.approx(1e8)}
+    (unknown,) = stalled(relative_gradient=4e-11)
+    assert unknown.optimizer_changes == {}
 
 
 def test_nothing_known_is_nothing_advised():
@@ -104,8 +106,28 @@ def test_a_cell_written_by_hand_gets_what_its_activation_needs(width, activation
     assert not any("forget" in title for title in titles)
 
 
-def test_what_rescales_may_move_a_hundredth_and_needs_no_larger_loss():
+def test_what_rescales_needs_no_larger_loss():
     """Under Adam a step of 1e-8 asks for a million times the rate, however small the gradient is."""
     (remedy,) = stalled(learning_rate=1e-9, update_ratio=1e-8, relative_gradient=1e-9, rescaled=True)
     assert remedy.optimizer_changes == {"lr": pytest.approx(1e-3)}
-    assert "0.01 of their size" in remedy.reason
+    assert "0.01 of its weights" in remedy.reason
+
+
+def test_an_eps_that_outweighs_the_gradients_is_made_smaller():
+    """Adam with eps far above the gradient is plain gradient descent; below it eps is no reason."""
+    known = {"learning_rate": 1e-3, "update_ratio": 1e-9, "rescaled": True, "eps": 1e-8}
+    (remedy,) = stalled(gradient_rms=3e-12, **known)
+    assert remedy.optimizer_changes == {"eps": pytest.approx(3e-14)}
+    assert "eps" not in stalled(gradient_rms=1e-3, **known)[0].optimizer_changes
+    parameter = nn.Parameter(torch.ones(1))
+    moved = []
+    for eps in (1e-8, 3e-14):
+        names = {"optimizer": torch.optim.Adam([parameter], lr=1e-3)}
+        if eps < 1e-8:
+            exec(remedy.code, names)
+        before = parameter.detach().clone()
+        parameter.grad = torch.full((1,), 3e-12)
+        names["optimizer"].step()
+        moved.append(float((before - parameter.detach()).abs()))
+    assert moved[0] < 1e-6
+    assert moved[1] == pytest.approx(1e-3, rel=0.02)

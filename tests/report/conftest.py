@@ -7,7 +7,7 @@ import pytest
 
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.snapshot import GradientSnapshot
-from lightning_gradwatch.report.report import Report
+from lightning_gradwatch.report.step_report import StepReport
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def reports_of():
                 learning_rates=blank if learning_rates is None else np.asarray(learning_rates),
             )
             history.append(snapshot)
-            yield Report(snapshot, history, **{"log_step": step, "num_readings": step + 1, **more})
+            yield StepReport(snapshot, history, **{"log_step": step, "num_readings": step + 1, **more})
 
     return make
 

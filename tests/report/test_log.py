@@ -341,6 +341,13 @@ class TestLines:
         assert f"in 40 readings; {words} by the loss scaler\n" in closing_text(40, number, [], "x.png", "0 s", None)
         assert f"{UNSEEN}; {words} by the loss scaler\n" in closing_text(0, number, [], "x.png", "0 s", None)
 
+    @pytest.mark.parametrize(("number", "words"), [(1, "1 step dropped"), (7, "7 steps dropped")])
+    def test_steps_that_were_not_finite_and_dropped_are_counted(self, number: int, words: str) -> None:
+        """A run that ends well is told what it has skipped; nothing is said where nothing was."""
+        text = closing_text(40, 0, [], "x.png", "0 s", None, number)
+        assert f"no fault in 40 readings; {words} that were not finite\n" in text
+        assert "dropped" not in closing_text(40, 0, [], "x.png", "0 s", None)
+
     def test_a_run_that_was_not_watched_to_the_end_says_so_first(self) -> None:
         """A monitor that died must not look like health."""
         lines = closing_text(40, 0, [], "x.png", "0.0 s", "KeyError: 'x'").split("\n")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pytest
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
-from lightning_gradwatch.report.scalars import SCALARS, ScalarSink, scalars
+from lightning_gradwatch.report.scalars import CLIP_SCALARS, SCALARS, ScalarSink, clip_coefficient, scalars
 
 NORMS = [3.0, 4.0, 0.0, np.nan]
 PRESENT = [True, True, True, False]
@@ -128,3 +130,63 @@ def test_nothing_is_lost_where_no_flush_came(report_of) -> None:
         end(sink)
         assert [step for _, step in book.rows][:2] == [1, 2]
         assert [row["gradwatch/global_norm"] for row, _ in book.rows[:2]] == [1.0, 2.0]
+
+
+def test_the_coefficient_is_that_of_the_most_clipped_layer(report_of) -> None:
+    """Smallest ratio of norms after and before; a layer without a gradient, or with a zero one, does not count."""
+    report = report_of([[4.0, 2.0, 0.0, np.nan]], present=[PRESENT], clipped=[[1.0, 1.0, 0.0, np.nan]], clips=True)
+    assert clip_coefficient(report) == 0.25
+    assert clip_coefficient(report_of([[4.0, 0.0]])) == 1.0
+    assert clip_coefficient(report_of([[0.0, 0.0]])) == 1.0
+    assert math.isnan(clip_coefficient(report_of([[np.inf, 1.0]])))
+
+
+def test_the_rate_is_over_the_readings_since_the_last_row(reports_of) -> None:
+    """Also over those that were not logged themselves; what is not finite does not count."""
+    norms = np.array([[1.0], [2.0], [4.0], [8.0], [np.nan], [16.0], [1.0]])
+    clipped = np.minimum(norms, 2.0)
+    book = Book()
+    sink = ScalarSink(book)
+    for number, report in enumerate(reports_of(norms, clipped=clipped, clips=True)):
+        sink.write(dataclasses.replace(report, due=number in (3, 5, 6)))
+        sink.flush()
+    rows = [values for values, _ in book.rows]
+    assert [row["gradwatch/clipping_rate"] for row in rows] == [0.5, 1.0, 0.0]
+    assert [row["gradwatch/clip_coefficient"] for row in rows] == [0.25, 0.125, 1.0]
+    assert [tuple(row) for row in rows] == [(*SCALARS, *CLIP_SCALARS)] * 3
+
+
+def test_several_optimizers_have_rates_of_their_own(report_of) -> None:
+    """One that is not logged in a row keeps what it has counted."""
+    book = Book()
+    sink = ScalarSink(book)
+    for label, after, due in (("optimizer_0", 1.0, False), ("optimizer_1", 2.0, True), ("optimizer_0", 2.0, True)):
+        sink.write(report_of([[2.0]], clipped=[[after]], clips=True, optimizer_label=label, due=due))
+        sink.flush()
+    (first, _), (second, _) = book.rows
+    assert first["gradwatch/clipping_rate/optimizer_1"] == 0.0
+    assert second["gradwatch/clipping_rate/optimizer_0"] == 0.5
+
+
+def test_no_finite_reading_has_no_rate(report_of) -> None:
+    """It is NaN, and not 0 as in a healthy run."""
+    book = Book()
+    sink = ScalarSink(book)
+    sink.write(report_of([[np.nan]], clips=True, due=True))
+    sink.close()
+    assert math.isnan(book.rows[0][0]["gradwatch/clipping_rate"])
+
+
+def test_a_run_that_is_never_logged_keeps_two_counts(report_of) -> None:
+    """Where no row is ever due nothing grows, and a row that comes after all has the rate of all steps."""
+    book = Book()
+    sink = ScalarSink(book)
+    sizes = []
+    for step in range(2000):
+        clipped = [[1.0]] if step % 2 == 0 else [[4.0]]
+        sink.write(report_of([[4.0]], clipped=clipped, clips=True, due=False))
+        sizes.append(len(pickle.dumps(sink._clipped)))
+    assert sizes[-1] == sizes[999]
+    sink.write(report_of([[4.0]], clipped=[[4.0]], clips=True, due=True))
+    sink.flush()
+    assert book.rows[0][0]["gradwatch/clipping_rate"] == pytest.approx(1000 / 2001)

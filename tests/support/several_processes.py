@@ -24,19 +24,35 @@ import torch
 import torch.distributed as dist
 from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, trainer_in
 from oracle import SavedGradients, saves_gradients
+from prepared import measure
 from probe_oracle import num_hooks
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradWatch, agreement
+from lightning_gradwatch import (
+    AdaptiveClip,
+    ClipByGlobalNorm,
+    ClipByLayerNorm,
+    ClipByQuantile,
+    ClipByValue,
+    ClipByZScore,
+    GradWatch,
+    agreement,
+    checkpoints,
+    stepper,
+    watching,
+)
 from lightning_gradwatch.detect.depth import DepthRule
+from lightning_gradwatch.inquest import Inquests
 from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure import reader
+from lightning_gradwatch.prober import Prober
 
 # A process that waits for the others longer than this fails; one that does not come back at all is ended.
 PATIENCE_SECONDS = 15
@@ -358,6 +374,74 @@ def fsdp2_trainer_clip() -> dict[str, Any]:
 
 
 @scenario()
+def ddp_adaptive_clip() -> dict[str, Any]:
+    return fit(GradWatch(clipper=AdaptiveClip()), module_of(healthy_net, None), ddp())
+
+
+@scenario()
+def fsdp2_adaptive_clip() -> dict[str, Any]:
+    return fit(GradWatch(clipper=AdaptiveClip()), module_of(uneven_net, shard_each), fsdp2())
+
+
+@scenario()
+def fsdp2_clip_by_layer_norm() -> dict[str, Any]:
+    return fit(GradWatch(clipper=ClipByLayerNorm(0.05)), module_of(uneven_net, shard_each), fsdp2())
+
+
+@scenario()
+def fsdp2_clip_by_quantile() -> dict[str, Any]:
+    return fit(GradWatch(clipper=ClipByQuantile()), module_of(uneven_net, shard_each), fsdp2())
+
+
+@scenario()
+def clippers_on_shards() -> dict[str, Any]:
+    """Clip the same gradients whole, and spread over the processes by rows, by columns and not at all."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    ends: dict[str, list[Any]] = {}
+    for name, make in SHARDED_CLIPPERS.items():
+        whole, spread = make(), {str(place): make() for place in PLACES}
+        ends[name] = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            shapes, size = ((7, 5), (1, 6), (5,)), 2.0**seed
+            weights, gradients = ([factor * torch.randn(shape) for shape in shapes] for factor in (1.0, size))
+            norms, expected = clipped_once(whole, weights, gradients)
+            for place in PLACES:
+                parts = [[distribute(part, mesh, place) for part in parts] for parts in (weights, gradients)]
+                found, clipped = clipped_once(spread[str(place)], *parts)
+                close = [torch.allclose(one, other, rtol=1e-5) for one, other in zip(clipped, expected, strict=True)]
+                changed = any(not torch.equal(one, other) for one, other in zip(clipped, gradients, strict=True))
+                ends[name].append([str(place), all(close), torch.allclose(found, norms, rtol=1e-5), changed])
+    return {"ends": ends}
+
+
+PLACES = (Shard(0), Shard(1), Replicate())
+SHARDED_CLIPPERS = {
+    "AdaptiveClip": lambda: AdaptiveClip(clip_last_layer=True),
+    "ClipByGlobalNorm": lambda: ClipByGlobalNorm(0.1),
+    "ClipByLayerNorm": lambda: ClipByLayerNorm(0.1),
+    "ClipByQuantile": ClipByQuantile,
+    "ClipByValue": lambda: ClipByValue(0.1),
+    "ClipByZScore": lambda: ClipByZScore(max_norm=0.1),
+}
+
+
+def distribute(part: torch.Tensor, mesh: Any, place: Any) -> DTensor:
+    """Spread a tensor over the processes; a vector has no columns."""
+    return distribute_tensor(part, mesh, [Shard(0) if place == Shard(1) and part.ndim == 1 else place])
+
+
+def clipped_once(clipper: Any, weights: Any, gradients: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Clip copies of some gradients, and return what the clipper says and the whole gradients."""
+    parameters = [nn.Parameter(weight) for weight in weights]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    norms = clipper.clip_(measure(parameters))
+    grads = [parameter.grad for parameter in parameters]
+    return norms, [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads]
+
+
+@scenario()
 def fsdp2_clip_by_norm() -> dict[str, Any]:
     return fit(GradWatch(clipper=ClipByGlobalNorm(0.05)), module_of(uneven_net, shard_each), fsdp2())
 
@@ -496,6 +580,269 @@ def fsdp2_skip_shard() -> dict[str, Any]:
 @scenario()
 def fsdp2_raise_shard() -> dict[str, Any]:
     return with_poisoned_shard(GradWatch(on_nonfinite="raise"))
+
+
+class PoisonsPlain(PoisonsShard):
+    """Poisons, in the second process only, a gradient that is not sharded and that nobody averages."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if self.batch_idx == POISONED_BATCH and dist.get_rank() == 1:
+            pl_module.net[2].weight.grad[0, 0] = float("nan")
+
+
+def partly_sharded(watch: GradWatch, steps: int = STEPS) -> dict[str, Any]:
+    """Train what is sharded in part, where one process alone has a NaN in the rest."""
+    module = module_of(uneven_net, shard_first)
+    module.configure_callbacks = lambda: [PoisonsPlain()]
+    return fit(watch, module, fsdp2(), steps, use_distributed_sampler=False)
+
+
+@scenario()
+def fsdp2_partly_sharded_skip() -> dict[str, Any]:
+    return partly_sharded(GradWatch(on_nonfinite="skip"))
+
+
+@scenario()
+def fsdp2_partly_sharded_raise() -> dict[str, Any]:
+    return partly_sharded(GradWatch(on_nonfinite="raise"))
+
+
+@scenario(alone=True)
+def fsdp2_partly_sharded_skip_and_fails() -> dict[str, Any]:
+    """The second process fails between measuring the poisoned step and deciding about it."""
+    exchange_often()
+    original = Prober.take
+
+    def take(self: Prober, about: Any, *others: Any, **settings: Any) -> Any:
+        if dist.get_rank() == 1 and about.step == POISONED_BATCH:
+            raise RuntimeError("broken on purpose")
+        return original(self, about, *others, **settings)
+
+    Prober.take = take
+    return partly_sharded(GradWatch(on_nonfinite="skip"), FAILING_STEPS)
+
+
+class PartlyAveraged(nn.Module):
+    """A network with a layer that DDP leaves alone, and whose gradient is NaN in one batch of the second process."""
+
+    _ddp_params_and_buffers_to_ignore = ("net.own.weight", "net.own.bias")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.own(inputs)))
+
+
+@scenario()
+def ddp_ignored_skip() -> dict[str, Any]:
+    module = module_of(PartlyAveraged, None)
+    module._ddp_params_and_buffers_to_ignore = PartlyAveraged._ddp_params_and_buffers_to_ignore
+
+    class Poisons(PoisonsShard):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if self.batch_idx == POISONED_BATCH and dist.get_rank() == 1:
+                pl_module.net.own.weight.grad[0, 0] = float("nan")
+
+    module.configure_callbacks = lambda: [Poisons()]
+    return fit(GradWatch(on_nonfinite="skip"), module, ddp())
+
+
+class Unfreezes(PoisonsShard):
+    """Gives the optimizer a layer that was frozen when DDP began, and poisons its gradient in the second process."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if batch_idx == POISONED_BATCH - 1:
+            pl_module.net[0].requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": list(pl_module.net[0].parameters())})
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if self.batch_idx == POISONED_BATCH and dist.get_rank() == 1:
+            pl_module.net[0].weight.grad[0, 0] = float("nan")
+
+
+@scenario(alone=True)
+def ddp_unfrozen_skip() -> dict[str, Any]:
+    """As ``BackboneFinetuning`` does: DDP does not know the layer, and nobody averages its gradient."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.1)
+
+    module = module_of(healthy_net, None, optimizer=optimizer)
+    module.net[0].requires_grad_(False)
+    module.configure_callbacks = lambda: [Unfreezes()]
+    return fit(GradWatch(on_nonfinite="skip"), module, ddp())
+
+
+@scenario(alone=True)
+def ddp_skip_and_cannot_look() -> dict[str, Any]:
+    """The second process can neither measure the gradients nor look at them from the poisoned step on."""
+
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    read, look = reader.Reader.read, stepper.gradients_finite
+
+    def sees_nothing(step: int) -> bool:
+        return dist.get_rank() == 1 and step >= POISONED_BATCH
+
+    def reads(self: Any, number: int, optimizer: Any, step: int, *others: Any) -> Any:
+        stepper.gradients_finite = broken if sees_nothing(step) else look
+        return (broken if sees_nothing(step) else read)(self, number, optimizer, step, *others)
+
+    reader.Reader.read = reads
+    module = module_of(healthy_net, None, training_step=poisoned_loss)
+    return fit(GradWatch(on_nonfinite="skip"), module, ddp())
+
+
+@scenario(alone=True)
+def fsdp2_skip_and_numbers_fail() -> dict[str, Any]:
+    """The numbers of the poisoned step do not arrive in the first process, whose own shard is finite."""
+    numbers = stepper.Stepper.numbers
+
+    def lost(reading: Any) -> Any:
+        snapshot = numbers(reading)
+        return None if dist.get_rank() == 0 and snapshot is not None and not snapshot.finite else snapshot
+
+    stepper.Stepper.numbers = staticmethod(lost)
+    return with_poisoned_shard(GradWatch(on_nonfinite="skip"))
+
+
+class Ends(pl.Callback):
+    """Ends training after the poisoned step, as ``EarlyStopping(check_finite=True)`` does."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop |= batch_idx == POISONED_BATCH
+
+
+@scenario()
+def ddp_warn_and_ends() -> dict[str, Any]:
+    module = module_of(healthy_net, None, training_step=poisoned_loss)
+    module.configure_callbacks = lambda: [Ends()]
+    return fit(GradWatch(), module, ddp(), FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_two_optimizers_warn() -> dict[str, Any]:
+    """By hand: both optimizers break in the same batch, and the first one's step comes first."""
+    exchange_often()
+
+    def training_step(module: Any, batch: Any, batch_idx: int) -> None:
+        for optimizer in module.optimizers():
+            optimizer.zero_grad()
+            module.manual_backward(poisoned_loss(module, batch, batch_idx))
+            optimizer.step()
+
+    module = module_of(healthy_net, None, training_step=training_step)
+    module.configure_optimizers = lambda: [torch.optim.SGD(module.net.parameters(), lr=0.1) for _ in range(2)]
+    module.automatic_optimization = False
+    return fit(GradWatch(on_nonfinite="skip"), module, ddp(), 2 * FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_warn_and_disk_fails() -> dict[str, Any]:
+    """The first process cannot find its checkpoints any more when the answers have come."""
+    exchange_often()
+    asked = []
+
+    def breaks(*arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) > 1 and dist.get_rank() == 0:
+            raise PermissionError("broken on purpose")
+
+    checkpoints.Checkpoints.last_clean = breaks
+    return fit(GradWatch(), module_of(healthy_net, None, training_step=poisoned_loss), ddp(), FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_raise_and_disk_fails() -> dict[str, Any]:
+    """The first process fails between the decision to end training and the end."""
+    original = Inquests.close
+
+    def close(self: Any, *arguments: Any) -> Any:
+        if dist.get_rank() == 0 and self._open:
+            raise PermissionError("broken on purpose")
+        return original(self, *arguments)
+
+    Inquests.close = close
+    module = module_of(healthy_net, None, training_step=poisoned_loss)
+    return fit(GradWatch(on_nonfinite="raise"), module, ddp())
+
+
+def poisoned_by_hand(module: Any, batch: Any, batch_idx: int) -> None:
+    """Step by hand, with a loss that is NaN in one batch of the second process."""
+    optimizer = module.optimizers()
+    optimizer.zero_grad()
+    module.manual_backward(poisoned_loss(module, batch, batch_idx))
+    optimizer.step()
+
+
+@scenario(alone=True)
+def ddp_manual_skip() -> dict[str, Any]:
+    exchange_often()
+    module = module_of(healthy_net, None, training_step=poisoned_by_hand)
+    module.automatic_optimization = False
+    return fit(GradWatch(on_nonfinite="skip"), module, ddp(), FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_warn() -> dict[str, Any]:
+    exchange_often()
+    return fit(GradWatch(), module_of(healthy_net, None, training_step=poisoned_loss), ddp(), FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_warn_and_fails() -> dict[str, Any]:
+    """The first process is switched off before the poisoned step: it sees nothing, and is asked all the same."""
+    exchange_often()
+    original = Judge.judge
+
+    def judge(self: Judge, snapshot: Any, *others: Any) -> Any:
+        if dist.get_rank() == 0 and snapshot.step == POISONED_BATCH - 1:
+            raise RuntimeError("broken on purpose")
+        return original(self, snapshot, *others)
+
+    Judge.judge = judge
+    return fit(GradWatch(), module_of(healthy_net, None, training_step=poisoned_loss), ddp(), FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_raise_and_fails() -> dict[str, Any]:
+    """The second process is switched off before the poisoned step, and still decides and answers with the first."""
+    exchange_often()
+    original = Judge.judge
+
+    def judge(self: Judge, snapshot: Any, *others: Any) -> Any:
+        if dist.get_rank() == 1 and snapshot.step == POISONED_BATCH - 1:
+            raise RuntimeError("broken on purpose")
+        return original(self, snapshot, *others)
+
+    Judge.judge = judge
+    module = module_of(healthy_net, None, training_step=poisoned_loss)
+    return fit(GradWatch(on_nonfinite="raise"), module, ddp())
+
+
+@scenario()
+def ddp_stops_on_nonfinite() -> dict[str, Any]:
+    watch = GradWatch(stop_on=["non_finite"])
+    return fit(watch, module_of(healthy_net, None, training_step=poisoned_loss), ddp(), FAILING_STEPS)
+
+
+@scenario(alone=True)
+def ddp_ignored_cannot_begin() -> dict[str, Any]:
+    """The watch of the first process has no reader; nobody may wait for it at any step."""
+    exchange_often()
+
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    if dist.get_rank() == 0:
+        watching.Reader = broken
+    module = module_of(healthy_net, None)
+    module._ddp_params_and_buffers_to_ignore = ("net.0.weight", "net.0.bias")
+    return fit(GradWatch(on_nonfinite="skip"), module, ddp(), FAILING_STEPS)
 
 
 # Diagnoses.
@@ -655,6 +1002,27 @@ def count_fsdp2_zeros() -> dict[str, Any]:
 @scenario()
 def count_ddp() -> dict[str, Any]:
     return counted(lambda: module_of(healthy_net, None), ddp, steps=45)
+
+
+def poisoned_module() -> Any:
+    """Return a module whose loss is NaN in one batch of the second process."""
+    return module_of(healthy_net, None, training_step=poisoned_loss)
+
+
+@scenario()
+def count_ddp_poisoned_skip() -> dict[str, Any]:
+    return counted(poisoned_module, ddp, steps=24, on_nonfinite="skip")
+
+
+@scenario()
+def count_ddp_poisoned_warn() -> dict[str, Any]:
+    return counted(poisoned_module, ddp, steps=45)
+
+
+@scenario()
+def count_fsdp2_poisoned_skip() -> dict[str, Any]:
+    make = lambda: module_of(uneven_net, shard_each, training_step=poisoned_loss)  # noqa: E731 - one line, used once
+    return counted(make, fsdp2, steps=8, on_nonfinite="skip")
 
 
 # A GradWatch that fails in one process only.

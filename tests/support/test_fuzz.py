@@ -22,6 +22,7 @@ import math
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -418,7 +419,8 @@ class Run:
         self.zeros: set[tuple[int, int]] = set()
         self.strays: dict[int, str] = {}
         self.sick: set[int] = set()
-        self.consecutive, self.num_finished, self.step, self.num_brought = 0, 0, 0, 0
+        self.num_finished, self.step, self.num_brought = 0, 0, 0
+        self.consecutive: Counter[int] = Counter()
         self.watch = Watch(self.settings)
 
     def _make_optimizer(self, kind: str, chosen: int) -> torch.optim.Optimizer:
@@ -616,7 +618,7 @@ class Run:
         elif was_finite:
             self.check_clipped(clipper, [gradient for _, gradient in pairs], total)
         usable = all(finite(gradient) for _, gradient in pairs)
-        self.check_dropped(parameters, pairs, dropped=not usable and self.scaler is None, fault=fault)
+        self.check_dropped(number, parameters, pairs, dropped=not usable and self.scaler is None, fault=fault)
         if measured:
             clipped = norms if clipper is None else self.expect(number, parameters, pairs, total=total)
             row = Row(norms, clipped, pairs, wanted, usable and (self.is_known() or not pairs))
@@ -639,14 +641,20 @@ class Run:
                 assert largest <= clipper.max_value * (1 + relative) + absolute
 
     def check_dropped(
-        self, parameters: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]], *, dropped: bool, fault: Any
+        self,
+        number: int,
+        parameters: Sequence[Tensor],
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        *,
+        dropped: bool,
+        fault: Any,
     ) -> None:
         """A poisoned step is dropped, or ends training, where that was asked, and is left alone elsewhere."""
         mode = self.settings.on_nonfinite
         if mode == "skip":
-            self.consecutive = self.consecutive + 1 if dropped else 0
+            self.consecutive[number] = self.consecutive[number] + 1 if dropped else 0
         ends = dropped and (
-            mode == "raise" or (mode == "skip" and self.consecutive > self.settings.max_consecutive_skips)
+            mode == "raise" or (mode == "skip" and self.consecutive[number] > self.settings.max_consecutive_skips)
         )
         assert (fault is not None) == ends
         if dropped and mode == "skip":

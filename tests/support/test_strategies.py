@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -102,11 +103,15 @@ HEALTHY = [
     pytest.param("ddp_trainer_clip", marks=pytest.mark.supports("DDP with Trainer(gradient_clip_val)")),
     pytest.param("ddp_clip_by_norm", marks=pytest.mark.supports("clippers under DDP")),
     pytest.param("ddp_clip_by_value", marks=pytest.mark.supports("clippers under DDP")),
+    pytest.param("ddp_adaptive_clip", marks=pytest.mark.supports("clippers under DDP")),
     pytest.param("fsdp2_each", marks=pytest.mark.supports("FSDP2 (ModelParallelStrategy, fully_shard)")),
     pytest.param("fsdp2_accumulation", marks=pytest.mark.supports("FSDP2 with accumulate_grad_batches")),
     pytest.param("fsdp2_trainer_clip", marks=pytest.mark.supports("FSDP2 with Trainer(gradient_clip_val)")),
     pytest.param("fsdp2_clip_by_norm", marks=pytest.mark.supports("clippers under FSDP2")),
     pytest.param("fsdp2_clip_by_value", marks=pytest.mark.supports("clippers under FSDP2")),
+    pytest.param("fsdp2_adaptive_clip", marks=pytest.mark.supports("clippers under FSDP2")),
+    pytest.param("fsdp2_clip_by_layer_norm", marks=pytest.mark.supports("clippers under FSDP2")),
+    pytest.param("fsdp2_clip_by_quantile", marks=pytest.mark.supports("clippers under FSDP2")),
     pytest.param("fsdp2_partly_sharded", marks=pytest.mark.supports("FSDP2 with a part that is not sharded")),
     pytest.param("fsdp2_partly_sharded_clip", marks=pytest.mark.supports("FSDP2 with a part that is not sharded")),
     pytest.param("tensor_parallelism", marks=pytest.mark.supports("tensor parallelism")),
@@ -170,6 +175,18 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(played, name, bound):
         assert global_norms([list(step.values()) for step in record["used"]]) == pytest.approx(bound, rel=1e-4)
 
 
+@pytest.mark.supports("every clipper on gradients sharded by rows or by columns")
+def test_a_shard_is_clipped_as_the_whole_would_be(played):
+    """Global, layer and unit norms are those of whole gradients, whichever dimension is spread over the processes."""
+    for record in records_of(played, "clippers_on_shards"):
+        assert len(record["ends"]) == 6
+        for name, ends in record["ends"].items():
+            assert len(ends) == 9
+            for place, gradients, norms, _ in ends:
+                assert (gradients, norms) == (True, True), (name, place)
+            assert any(changed for *_, changed in ends), name
+
+
 @pytest.mark.parametrize("name", ["ddp_clip_by_value", "fsdp2_clip_by_value"])
 def test_clipping_by_value_bounds_every_element(played, name):
     """Of 105 or 77 elements none is above 0.01, so their norm is not above its root times that."""
@@ -223,12 +240,43 @@ POISONED = [
     pytest.param("ddp", marks=pytest.mark.supports("a loss that is NaN in one process of DDP")),
     pytest.param("fsdp2", marks=pytest.mark.supports("a loss that is NaN in one process of FSDP2")),
     pytest.param("fsdp2_shard", marks=pytest.mark.supports("a NaN in one shard of FSDP2")),
+    pytest.param("fsdp2_partly_sharded", marks=pytest.mark.supports("a NaN in one process that nobody averages")),
 ]
 
 
 def poisoned_name(case: str, action: str) -> str:
+    if case == "fsdp2_partly_sharded":
+        return f"{case}_{action}"
     strategy, _, shard = case.partition("_")
     return "_".join(part for part in (strategy, action, shard) if part)
+
+
+# In the second process alone: a loss that is NaN, or a gradient that nobody averages.
+LOSS = f"rank 1 (HOST, cpu) batch {POISONED_BATCH}: loss nan; 1 other finite"
+GRADIENT = (
+    f"batch {POISONED_BATCH}: the loss was finite in 2 of 2 processes; the gradient broke in rank 1 (HOST, cpu) in "
+)
+SHARD = (
+    f"batch {POISONED_BATCH}: the loss was finite in 2 of 2 processes: it began after the loss, in the backward pass"
+)
+ORIGINS = {"ddp": LOSS, "fsdp2": LOSS, "fsdp2_shard": SHARD, "fsdp2_partly_sharded": GRADIENT + "net.2"}
+
+
+def inquests_of(played: Path, name: str) -> list[dict[str, Any]]:
+    """Return the files that poisoned steps of a scenario have left, by step."""
+    paths = (played / name / "gradwatch").glob("nonfinite-*.json")
+    return sorted((json.loads(path.read_text()) for path in paths), key=lambda record: record["step"])
+
+
+def assert_asked(played: Path, name: str, origin: str, step: int = POISONED_BATCH) -> dict[str, Any]:
+    """Hold what the first process wrote down, and what it told, against where the fault was put."""
+    record = next(record for record in inquests_of(played, name) if record["step"] == step)
+    origin = origin.replace("HOST", socket.gethostname())
+    assert record["origin"] == origin
+    assert [row["rank"] for row in record["processes"]] == [0, 1]
+    assert {row["step"] for row in record["processes"]} <= {step, None}
+    assert log_of(played, name).count(origin) >= 1
+    return record
 
 
 @pytest.mark.parametrize("case", POISONED)
@@ -236,19 +284,27 @@ def test_all_processes_skip_the_same_step(played, case):
     """NaN in one process: the step is dropped in all of them, told once, and the next ones are taken."""
     name = poisoned_name(case, "skip")
     records = records_of(played, name)
-    for record in records:
+    alone = case == "fsdp2_partly_sharded"
+    for rank, record in enumerate(records):
         assert_right(record)
         assert record["disabled"] is None
         assert (record["skipped"], record["global_step"], record["error"]) == (1, STEPS, "")
         assert np.isfinite(np.delete(record["norms"], POISONED_BATCH, axis=0)).all()
         assert [len(step) > 0 for step in record["used"]] == [step != POISONED_BATCH for step in range(STEPS)]
         assert np.isfinite(np.concatenate(record["weights"])).all()
+        if alone and rank == 0:
+            # It is the other process's gradient: this one is only told of it.
+            assert record["diagnoses"] == []
+            continue
         assert [(d[0], d[1], d[2], d[4]) for d in record["diagnoses"]] == [
             ("non_finite", "non_finite", "warning", POISONED_BATCH)
         ]
         assert (record["diagnoses"][0][3] == ["net.0"]) is (case == "fsdp2_shard")
-    assert_alike(records)
-    assert log_of(played, name).count("NON-FINITE: ") == 1
+    if not alone:
+        assert_alike(records)
+        assert log_of(played, name).count("NON-FINITE: ") == 1
+    assert_asked(played, name, ORIGINS[case])
+    assert log_of(played, name).count("not finite: where it came from") == 1
 
 
 @pytest.mark.parametrize("case", POISONED)
@@ -256,12 +312,133 @@ def test_all_processes_raise_at_the_same_step(played, case):
     """NaN in one process: training ends in all of them with the same words, and none waits for another."""
     name = poisoned_name(case, "raise")
     records = records_of(played, name)
-    for record in records:
-        assert record["error"].startswith(f"GradientFault: step {POISONED_BATCH}: gradients are not finite in net.0")
+    alone = case == "fsdp2_partly_sharded"
+    origin = ORIGINS[case].replace("HOST", socket.gethostname())
+    for rank, record in enumerate(records):
+        layer = ("a layer that this process does not see" if rank == 0 else "net.2") if alone else "net.0"
+        start = f"GradientFault: step {POISONED_BATCH}: gradients are not finite in {layer}"
+        assert record["error"].startswith(start)
+        assert record["error"].endswith(f"Where it began: {origin}")
         assert (record["disabled"], record["global_step"]) == (None, POISONED_BATCH)
-        assert [d[0] for d in record["diagnoses"]] == ["non_finite"]
+        assert [d[0] for d in record["diagnoses"]] == ([] if alone and rank == 0 else ["non_finite"])
+    if not alone:
+        assert_alike(records)
+        assert log_of(played, name).count("NON-FINITE: ") == 1
+    assert assert_asked(played, name, ORIGINS[case])["weights"]["finite"]
+
+
+@pytest.mark.supports("which process a step that is not finite came from")
+def test_layers_that_ddp_leaves_alone_are_agreed_on(played):
+    """A gradient that DDP does not average is NaN in one process: both drop the step, and who it was is told."""
+    records = records_of(played, "ddp_ignored_skip")
+    for record in records:
+        assert (record["skipped"], record["disabled"], record["error"]) == (1, None, "")
+        assert [len(step) > 0 for step in record["used"]] == [step != POISONED_BATCH for step in range(STEPS)]
+    assert_asked(played, "ddp_ignored_skip", GRADIENT + "net.own")
+
+
+@pytest.mark.supports("a layer that DDP does not average, unfrozen during training")
+def test_a_layer_that_was_frozen_when_ddp_began_is_agreed_on(played):
+    """Its gradient is each process's own: NaN in one of them drops the step in both, and neither waits for ever."""
+    first, second = records_of(played, "ddp_unfrozen_skip")
+    for record in (first, second):
+        assert (record["skipped"], record["disabled"], record["error"], record["global_step"]) == (1, None, "", STEPS)
+        assert [len(step) > 0 for step in record["used"]] == [step != POISONED_BATCH for step in range(STEPS)]
+    assert (first["diagnoses"], [d[3] for d in second["diagnoses"]]) == ([], [["net.0"]])
+    assert_asked(played, "ddp_unfrozen_skip", GRADIENT + "net.0")
+
+
+@pytest.mark.supports("a failure of GradWatch in one process only")
+@pytest.mark.parametrize("name", ["ddp_skip_and_cannot_look", "fsdp2_skip_and_numbers_fail"])
+def test_a_process_that_sees_nothing_drops_the_step_with_the_others(played, name):
+    """It can neither measure nor look, or its numbers do not arrive: it is told by the other one, which sees them."""
+    for record in records_of(played, name):
+        assert (record["skipped"], record["error"], record["global_step"]) == (1, "", STEPS)
+        assert [len(step) > 0 for step in record["used"]] == [step != POISONED_BATCH for step in range(STEPS)]
+        assert np.isfinite(np.concatenate(record["weights"])).all()
+    record = assert_asked(played, name, SHARD if name.startswith("fsdp2") else LOSS)
+    assert record["weights"]["finite"]
+
+
+@pytest.mark.supports("a failure of GradWatch in one process only")
+def test_a_failure_between_the_decision_and_the_end_ends_all(played):
+    """All processes have agreed to end training: the one that cannot write it down ends with the others."""
+    first, second = records_of(played, "ddp_raise_and_disk_fails")
+    assert first["disabled"] == "PermissionError: broken on purpose"
+    assert second["disabled"] is None
+    for record in (first, second):
+        assert record["error"].startswith(f"GradientFault: step {POISONED_BATCH}: ")
+        assert record["error"].endswith(LOSS.replace("HOST", socket.gethostname()))
+
+
+@pytest.mark.supports("a failure of GradWatch in one process only")
+def test_a_disk_that_fails_when_the_answers_come_ends_nothing(played):
+    """Training goes on in both, and the answers are told without the checkpoint."""
+    name = "ddp_warn_and_disk_fails"
+    for record in records_of(played, name):
+        assert (record["disabled"], record["error"], record["global_step"]) == (None, "", FAILING_STEPS)
+    assert assert_asked(played, name, LOSS)["last_clean_checkpoint"] is None
+    assert log_of(played, name).count("cannot find the last clean checkpoint: PermissionError: broken on purpose") == 1
+
+
+@pytest.mark.supports("which process a step that is not finite came from")
+def test_steps_of_two_optimizers_are_asked_about_one_after_the_other(played):
+    """Both break in the same batch: an exchange for each, and each file has its own answer."""
+    for record in records_of(played, "ddp_two_optimizers_warn"):
+        assert (record["disabled"], record["error"], record["global_step"]) == (None, "", 2 * FAILING_STEPS)
+    for step in (2 * POISONED_BATCH, 2 * POISONED_BATCH + 1):
+        record = assert_asked(played, "ddp_two_optimizers_warn", LOSS, step)
+        assert {row["step"] for row in record["processes"]} == {step}
+    # The same batch of the next epoch breaks again; what no exchange was left for is asked when training ends.
+    assert len(inquests_of(played, "ddp_two_optimizers_warn")) == 4
+    for record in inquests_of(played, "ddp_two_optimizers_warn"):
+        assert record["origin"] == LOSS.replace("HOST", socket.gethostname())
+
+
+@pytest.mark.supports("which process a step that is not finite came from")
+@pytest.mark.parametrize("name", ["ddp_warn", "ddp_manual_skip", "ddp_stops_on_nonfinite", "ddp_warn_and_ends"])
+def test_where_processes_may_not_wait_they_ask_at_their_exchange(played, name):
+    """By default, and by hand: told at once of this process, and of all after the exchange, or when all stop."""
+    records = records_of(played, name)
+    stops = name in ("ddp_stops_on_nonfinite", "ddp_warn_and_ends")
+    for record in records:
+        assert (record["disabled"], record["error"]) == (None, "")
+        assert record["global_step"] == (POISONED_BATCH + 1 if stops else FAILING_STEPS)
     assert_alike(records)
-    assert log_of(played, name).count("NON-FINITE: ") == 1
+    record = assert_asked(played, name, LOSS)
+    assert record["weights"]["finite"] is (name == "ddp_manual_skip")
+    log = log_of(played, name)
+    first, last = log.index("the other processes are asked within the next batches"), log.index("it came from rank 1")
+    assert first < last
+
+
+@pytest.mark.supports("a failure of GradWatch in one process only")
+def test_a_process_that_is_off_is_asked_all_the_same(played):
+    """The first process sees nothing any more when the second one's loss is NaN; it answers, tells, and goes on."""
+    first, second = records_of(played, "ddp_warn_and_fails")
+    assert (first["global_step"], second["global_step"]) == (FAILING_STEPS, FAILING_STEPS)
+    assert first["disabled"] == "RuntimeError: broken on purpose"
+    words = f"step {POISONED_BATCH}  not finite, it came from rank 1 ({socket.gethostname()}, cpu)"
+    assert log_of(played, "ddp_warn_and_fails").count(words) == 1
+
+
+@pytest.mark.supports("a failure of GradWatch in one process only")
+def test_a_process_that_is_off_decides_with_the_others(played):
+    """It still ends training together with them, and knows its loss."""
+    first, second = records_of(played, "ddp_raise_and_fails")
+    assert second["disabled"] == "RuntimeError: broken on purpose"
+    for record in (first, second):
+        assert record["error"].endswith(LOSS.replace("HOST", socket.gethostname()))
+
+
+@pytest.mark.supports("a failure of GradWatch in one process only")
+@pytest.mark.parametrize("name", ["fsdp2_partly_sharded_skip_and_fails", "ddp_ignored_cannot_begin"])
+def test_a_failure_before_a_decision_stops_none(played, name):
+    """One fails between measuring a step and deciding about it, or before it began: nobody waits for it for ever."""
+    for record in records_of(played, name):
+        assert (record["error"], record["global_step"]) == ("", FAILING_STEPS)
+        assert record["skipped"] == (name == "fsdp2_partly_sharded_skip_and_fails")
+        assert record["disabled"] is not None
 
 
 @pytest.mark.supports("diagnoses, stop_on and one log in several processes")
@@ -296,10 +473,11 @@ def test_the_loss_is_the_mean_of_all_processes_and_decides_alike(played):
     own = np.array([record["own_losses"] for record in records])
     assert [loss_has_fallen(losses[:40], 30) for losses in own] == [True, False]
     known = len(own[0]) // EVERY_N_BATCHES * EVERY_N_BATCHES
+    assert known < len(own[0])
     for record in records:
         assert record["disabled"] is None
-        assert record["losses"][:known] == pytest.approx(own.mean(axis=0)[:known].tolist(), rel=1e-5)
-        assert np.isnan(record["losses"][known:]).all()
+        # Those behind the last exchange are known when training ends, and decide nothing any more.
+        assert record["losses"] == pytest.approx(own.mean(axis=0).tolist(), rel=1e-5)
         assert [(d[0], d[2], d[4]) for d in record["diagnoses"]] == [("vanishing.depth", "warning", known)]
     assert_alike(records)
     assert log_of(played, "ddp_losses_differ").count("  VANISHING: ") == 1
@@ -324,13 +502,19 @@ def test_a_reading_of_shards_takes_one_collective(played, name):
         batches, readings = record["global_step"], len(record["norms"])
         every = 3 if name == "count_fsdp2_every_third_step" else 1
         assert readings == -(-batches // every)
-        assert record["of_readings"] == [[] if batch % every else ["all_reduce"] for batch in range(batches)]
+        agreement = ["barrier", "allreduce_"] if name == "count_fsdp2_skip" else []
+        reading = ["all_reduce", *agreement]
+        assert record["of_readings"] == [[] if batch % every else reading for batch in range(batches)]
         exchanges = batches // EVERY_N_BATCHES
+        # Where steps may be dropped all processes tell each other at the start that they can, and agree on each step.
+        starts = 1 + batches if name == "count_fsdp2_skip" else 0
         assert [batch for batch, names in enumerate(record["of_batches"]) if names] == [
             EVERY_N_BATCHES * (number + 1) - 1 for number in range(exchanges)
         ]
-        # Lightning puts a barrier before its reduction, and agrees on the directory of the log at the start.
-        expected = {"all_reduce": readings, "broadcast_": 2, "allreduce_": exchanges, "barrier": exchanges}
+        # Lightning puts a barrier before its reduction, and agrees on the directory of the log at the start. What is
+        # open is exchanged at the end.
+        meetings = exchanges + starts + 1
+        expected = {"all_reduce": readings, "broadcast_": 2, "allreduce_": meetings, "barrier": meetings}
         assert record["more"] == {name: count for name, count in expected.items() if count}
         assert record["fewer"] == {}
         assert record["disabled"] is None
@@ -345,12 +529,32 @@ def test_a_second_look_takes_one_more_collective(played):
 
 
 def test_ddp_takes_no_collective_but_the_exchange(played):
-    """Averaged gradients need none; every 20 batches all processes exchange their losses."""
+    """Averaged gradients need none; every 20 batches, and at the end, all processes exchange their losses."""
     for record in records_of(played, "count_ddp"):
         assert record["of_readings"] == [[]] * 45
         assert [batch for batch, names in enumerate(record["of_batches"]) if names] == [19, 39]
-        assert record["more"] == {"broadcast_": 2, "allreduce_": 2, "barrier": 2}
+        assert record["more"] == {"broadcast_": 2, "allreduce_": 3, "barrier": 3}
         assert record["fewer"] == {}
+        assert record["disabled"] is None
+
+
+@pytest.mark.supports("which process a step that is not finite came from")
+@pytest.mark.parametrize("name", ["count_ddp_poisoned_skip", "count_ddp_poisoned_warn", "count_fsdp2_poisoned_skip"])
+def test_an_onset_takes_one_more_collective(played, name):
+    """Where a step is dropped at once, and by default at the next exchange; beside what every step takes."""
+    for record in records_of(played, name):
+        of_readings = [names.count("allgather_") for names in record["of_readings"]]
+        of_batches = [names.count("allgather_") for names in record["of_batches"]]
+        later = name == "count_ddp_poisoned_warn"
+        assert np.flatnonzero(of_readings).tolist() == ([] if later else [POISONED_BATCH])
+        assert np.flatnonzero(of_batches).tolist() == ([EVERY_N_BATCHES - 1] if later else [])
+        assert record["more"]["allgather_"] == 1
+        # A sharded gradient that is not finite is looked at once more in float64.
+        sharded = name == "count_fsdp2_poisoned_skip"
+        assert record["more"].get("all_reduce", 0) == (record["global_step"] + 1 if sharded else 0)
+        # At the end they exchange once more; where steps may be dropped they meet at the start and in each of them.
+        meetings = record["global_step"] // EVERY_N_BATCHES + 1 + (0 if later else 1 + record["global_step"])
+        assert record["more"]["allreduce_"] == record["more"]["barrier"] == meetings
         assert record["disabled"] is None
 
 

@@ -1,0 +1,40 @@
+"""What goes to the sinks: one reading with what it changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.measure.history import GradientHistory
+from lightning_gradwatch.measure.snapshot import GradientSnapshot
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """A reading, what began and ended with it, and everything before it.
+
+    Attributes:
+        snapshot: The reading.
+        onsets: Faults that began with it and are to be told.
+        recoveries: Faults that are over with it.
+        diagnoses: All faults so far, oldest first.
+        history: All readings so far; not to be changed.
+        num_readings: How many readings had a gradient so far; the history keeps fewer of a long run.
+        optimizer_label: ``""`` where there is one optimizer, else ``"optimizer_0"`` and so on.
+        log_step: Where it belongs on the x axis of the loggers.
+        due: Whether the logging interval asks for scalars now.
+        skipped_steps: How many steps were dropped so far because of non-finite gradients.
+        clips: Whether a clipper of GradWatch is set.
+    """
+
+    snapshot: GradientSnapshot
+    history: GradientHistory
+    onsets: tuple[Diagnosis, ...] = ()
+    recoveries: tuple[Diagnosis, ...] = ()
+    diagnoses: tuple[Diagnosis, ...] = ()
+    num_readings: int = 0
+    optimizer_label: str = ""
+    log_step: int = 0
+    due: bool = False
+    skipped_steps: int = 0
+    clips: bool = False
