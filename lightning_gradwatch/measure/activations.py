@@ -57,13 +57,13 @@ def describe_layers(model: nn.Module, layers: Sequence[Layer], topology: Topolog
 
 
 def activation_of(module: nn.Module) -> str | None:
-    """Name the activation that a module is, None where it is none.
+    """Name the activation that a module is, by its class or one that it is derived from; None where it is none.
 
     Example:
         >>> activation_of(nn.ReLU6()), activation_of(nn.Linear(1, 1))
         ('relu', None)
     """
-    return _MODULES.get(type(module).__name__)
+    return next((_MODULES[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _MODULES), None)
 
 
 def _num_biases(layer: Layer) -> int:

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_gradwatch.measure.layers import Layer
 
 # These draw uniformly from +- 1 / sqrt(fan_in), torch.nn.init.kaiming_uniform_ with a = sqrt(5).
-_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DRAWN_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Trained weights are not uniform: some few lie far out. Ours: one step of Adam with lr 1e-3 may go that far.
 _TOLERANCE, _BOUND = 0.03, 1.1
 # Of fewer numbers nothing can be said: the standard deviation of n uniform numbers varies by sqrt(0.2 / n) of itself.
@@ -49,7 +49,9 @@ def find_drawn(layers: Iterable[Layer]) -> frozenset[str]:
 
 def _weight(layer: Layer) -> Tensor | None:
     weight = layer.parameters.get("weight")
-    usable = isinstance(layer.module, _KINDS) and weight is not None and not isinstance(weight, UninitializedParameter)
+    usable = (
+        isinstance(layer.module, DRAWN_KINDS) and weight is not None and not isinstance(weight, UninitializedParameter)
+    )
     if not usable or weight is None or weight.is_meta or hasattr(weight, "full_tensor"):
         return None
     return weight if weight.is_floating_point() and weight.numel() >= _MIN_NUMBERS else None
@@ -62,6 +64,22 @@ def _size(weight: Tensor) -> Tensor:
 
 
 def _as_drawn(weight: Tensor, rms: float, peak: float) -> bool:
-    bound = 1 / math.sqrt(weight[0].numel())
-    tolerance = _TOLERANCE + 3 * math.sqrt(0.2 / weight.numel())
+    return stands_as_drawn(rms, peak, weight[0].numel(), weight.numel())
+
+
+def stands_as_drawn(rms: float, peak: float, fan_in: int, numel: int) -> bool:
+    """Tell whether a weight of that size may be uniform in ``+- 1 / sqrt(fan_in)``.
+
+    Args:
+        rms: Root mean square of its numbers.
+        peak: The largest absolute one.
+        fan_in: What enters a unit.
+        numel: How many numbers it has.
+
+    Example:
+        >>> stands_as_drawn(0.072, 0.125, 64, 64 * 64), stands_as_drawn(0.125, 0.5, 64, 64 * 64)
+        (True, False)
+    """
+    bound = 1 / math.sqrt(fan_in)
+    tolerance = _TOLERANCE + 3 * math.sqrt(0.2 / max(numel, 1))
     return abs(rms * math.sqrt(3) / bound - 1) < tolerance and peak < _BOUND * bound

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from lightning_gradwatch.measure.activations import activation_of
 from lightning_gradwatch.remedy.case import Case, count_layers
 from lightning_gradwatch.remedy.edits import Edit, Edits, FunctionCalls
 from lightning_gradwatch.remedy.fresh_weights import FreshWeights
@@ -15,13 +16,6 @@ from lightning_gradwatch.remedy.initialization import HE, LECUN, Scheme
 from lightning_gradwatch.remedy.places import Line, Place, in_loops, places_in, set_module_, written
 from lightning_gradwatch.remedy.remedy import Remedy
 
-# By the names that a description of the layer has for them. An exact ReLU6 is a Hardtanh by class.
-_KINDS: Final[Mapping[type[nn.Module], str]] = {
-    nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "sigmoid", nn.Tanh: "tanh", nn.Hardtanh: "tanh", nn.ReLU: "relu",
-    nn.ReLU6: "relu", nn.LeakyReLU: "leaky_relu", nn.PReLU: "leaky_relu", nn.RReLU: "leaky_relu", nn.GELU: "gelu",
-    nn.SiLU: "silu", nn.Mish: "silu", nn.Hardswish: "silu", nn.ELU: "elu", nn.CELU: "elu", nn.SELU: "selu",
-    nn.Softplus: "softplus",
-}  # fmt: skip
 # Dropout that keeps what SELU needs, mean and variance (Klambauer et al., 2017).
 _ALPHA: Final[Mapping[type[nn.Module], str]] = {
     nn.Dropout: "AlphaDropout", nn.Dropout1d: "FeatureAlphaDropout", nn.Dropout2d: "FeatureAlphaDropout",
@@ -85,16 +79,6 @@ TO_LEAKY_RELU = Exchange(
     settings=(("negative_slope", 0.01),),
 )
 _SATURATED = "a tanh that is far from 0 passes next to nothing back, a ReLU that is on all of it (Glorot et al., 2011)"
-
-
-def kind_of(module: nn.Module) -> str | None:
-    """Return the name of an activation module, None for any other.
-
-    Example:
-        >>> kind_of(nn.ReLU6()), kind_of(nn.Hardsigmoid()), kind_of(nn.Linear(1, 1))
-        ('relu', 'sigmoid', None)
-    """
-    return next((_KINDS[each] for each in type(module).__mro__ if each in _KINDS), None)
 
 
 @dataclass(frozen=True)
@@ -182,7 +166,7 @@ def plan_swap(
     """
     kinds = frozenset(followed.values()) & exchange.replaces
     places = list(places_in(model))
-    anywhere = [place for place in places if kind_of(place.module) in kinds and place.behind not in outputs]
+    anywhere = [place for place in places if activation_of(place.module) in kinds and place.behind not in outputs]
     chosen = [place for place in anywhere if place.behind in followed] or anywhere
     replacements = [_replacement(model, place, exchange) for place in chosen]
     if exchange.alpha_dropout and chosen:
@@ -271,7 +255,7 @@ def _makes_the_output(case: Case, followed: Mapping[str, str], outputs: Collecti
     kinds = frozenset(followed.values()) & case.at_output
     if not kinds or case.model is None or any(name in case.called_at for name in outputs):
         return False
-    return not any(kind_of(place.module) in kinds and place.behind in outputs for place in places_in(case.model))
+    return not any(activation_of(place.module) in kinds and place.behind in outputs for place in places_in(case.model))
 
 
 def _function(kind: str) -> str:

@@ -16,6 +16,7 @@ from lightning_gradwatch.measure.graph import Topology, read_topology
 from lightning_gradwatch.measure.layers import Layer
 from lightning_gradwatch.measure.outputs import tensors_of
 from lightning_gradwatch.measure.snapshot import Curve, LayerDescription
+from lightning_gradwatch.remedy.places import is_chain
 from lightning_gradwatch.remedy.traceless import call, traceless
 
 _PACKAGE = "torch.nn.modules."
@@ -113,18 +114,14 @@ def _in_order(module: nn.Module, caller: str) -> list[nn.Module]:
     )
 
 
-def _plain(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
 def _stranger(module: nn.Module) -> nn.Module | None:
     """Return the first module that is neither a plain Sequential, at the root, nor a module of torch's own."""
-    if not _plain(module):
+    if not is_chain(module):
         return module
     for child in module.children():
         own = type(child).__module__.startswith((_PACKAGE, "torch.nn.utils.parametriz"))
         leaf = parametrize.is_parametrized(child) or not any(child.children())
-        stranger = _stranger(child) if _plain(child) else (None if own and leaf else child)
+        stranger = _stranger(child) if is_chain(child) else (None if own and leaf else child)
         if stranger is not None:
             return stranger
     return None
@@ -134,7 +131,7 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     # Not children(), which leaves out the second place of a module that is used twice.
     for child in module._modules.values():
         assert child is not None, "nn.Sequential calls all of its modules"
-        if _plain(child):
+        if is_chain(child):
             yield from _leaves(child)
         else:
             yield child

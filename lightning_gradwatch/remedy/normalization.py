@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_gradwatch.measure.activations import activation_of
 from lightning_gradwatch.measure.layers import find_layers
-from lightning_gradwatch.remedy.activation import kind_of
 from lightning_gradwatch.remedy.case import Case, count_layers
 from lightning_gradwatch.remedy.edits import Edits
 from lightning_gradwatch.remedy.places import Line, Place, in_loops, is_chain, places_in, set_module_, written
@@ -267,7 +267,7 @@ def _activation_behind(place: Place) -> str:
     names = list(place.parent._modules)
     for name in names[names.index(own) + 1 :]:
         module = place.parent._modules[name]
-        if module is not None and kind_of(module):
+        if module is not None and activation_of(module):
             return f"{prefix}.{name}" if prefix else name
         if not isinstance(module, _PASSED):
             return ""

@@ -9,8 +9,8 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_gradwatch.measure.activations import activation_of
 from lightning_gradwatch.measure.layers import ROOT, find_layers
-from lightning_gradwatch.remedy.activation import kind_of
 from lightning_gradwatch.remedy.case import Case, count_layers
 from lightning_gradwatch.remedy.edits import Edits
 from lightning_gradwatch.remedy.places import Line, Place, in_loops, is_chain, places_in, set_module_, written
@@ -228,7 +228,7 @@ def _block(model: nn.Module, place: Place) -> Block | None:
     for name in names[names.index(own) + 1 :]:
         module = place.parent._modules[name]
         paths.append(f"{prefix}.{name}" if prefix else name)
-        if module is not None and kind_of(module):
+        if module is not None and activation_of(module):
             return Block(tuple(paths), tuple(written(model, path) for path in paths))
         if not isinstance(module, _SAME_SHAPE):
             return None

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from lightning_gradwatch.measure.drawn import DRAWN_KINDS, stands_as_drawn
 from lightning_gradwatch.measure.layers import Layer
 from lightning_gradwatch.remedy.initialization import HE, LECUN, XAVIER, Scheme
-
-# A few steps after the start the weights still stand where they began. Ours: within 3%, and no number lies 10% beyond
-# the bound; besides, the standard deviation of n uniform numbers varies by sqrt(0.2 / n) of itself.
-_DEFAULT_TOLERANCE = 0.03
-_DEFAULT_BOUND = 1.1
-# A transposed convolution draws from the same distribution, but what enters a unit is not its fan_in.
-_AT_DEFAULT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -143,14 +137,8 @@ def _standing(layer: Layer, weight: Tensor, std: float, peak: float, tied: froze
         xavier,
         lecun,
         _refusal(layer, weight, tied),
-        at_default=isinstance(layer.module, _AT_DEFAULT) and _is_default(std, peak, fan_in, weight.numel()),
+        at_default=isinstance(layer.module, DRAWN_KINDS) and stands_as_drawn(std, peak, fan_in, weight.numel()),
     )
-
-
-def _is_default(std: float, peak: float, fan_in: int, numel: int) -> bool:
-    bound = 1 / math.sqrt(fan_in)
-    tolerance = _DEFAULT_TOLERANCE + 3 * math.sqrt(0.2 / max(numel, 1))
-    return abs(std * math.sqrt(3) / bound - 1) < tolerance and peak < _DEFAULT_BOUND * bound
 
 
 def _refusal(layer: Layer, weight: Tensor, tied: frozenset[int]) -> str:
