@@ -1,9 +1,9 @@
 """Try advice on the ward: each sick run once more, on a fresh model, with the first remedy and with others' advice.
 
 A sick run is trained as in the ward, watched by GradWatch. What is tried is ``watch.remedies[0]`` as it stands when
-training has ended: of the diagnoses that are still open those of warnings come first, and a run whose diagnoses have
-all recovered has no remedy, as a person would find it. Everything that the remedy says is done
-(``benchmarks/ward/treatment.py``) to a fresh lesson of the same case and seed, which is trained to its end.
+training has ended. Everything that the remedy says is done (``benchmarks/ward/treatment.py``) to a fresh lesson of the
+same case and seed, which is trained to its end. Where the remedy is words that say between which two layers the source
+cuts the graph, and they are right, the edit is played by the case's cure, which is that edit (``by hand``).
 
 A run that trains is treated as well where GradWatch has a remedy for it: advice must not harm.
 """

@@ -31,11 +31,16 @@ here everybody has one try.
 
 The *gain* of a run's healthy twin is its score over what chance gives (1 / number of classes; 0 of an R2; the mean
 picture's {mean_picture} for autoencoders). A treatment has **cured** a run that has 95% of that gain, has **helped**
-one that has at least half of it more than before, and has **not helped** any other. *By hand*: `apply_` has refused,
-because the source calls an activation as a function; the edit that it asks for was made by swapping that function.
+one that has at least half of it more than before, and has **not helped** any other. *By hand*: only a person
+can edit the source. Where it calls an activation as a function, that function was swapped; where it cuts the graph
+(`detach()`, `.data`, `no_grad()`, numpy) or makes it flat (`round()`), and the remedy names the two layers between
+which that happens, the cut was taken out there and nowhere else, which is what the case's own cure does.
 *Words only*: the remedy asks a person to look or to edit and changes nothing itself, which counts as not helped.
-*Needs an edit*: `apply_` has refused and the edit could not be made so. *No advice*: no diagnosis was open at the end,
-or none had a remedy."""
+*Needs an edit*: `apply_` has refused and the edit could not be made so. *No advice*: nothing was diagnosed, or no
+diagnosis had a remedy.
+
+Advice was changed after it had been seen on these cases, those that are held back from the rules among them; so this
+is no measure of how it does elsewhere."""
 
 
 def page(results: Sequence[Result], command: str, took: str) -> str:
@@ -144,7 +149,7 @@ def _line(run: Result) -> str:
         f"{rule} ({severity}, step {step}{'' if end is None else f' to {end}'})"
         for rule, severity, step, end in run["said"]
     )
-    advice = f"*{run['title']}*" if run["title"] else f"no remedy open at the end; said {said or 'nothing'}"
+    advice = f"*{run['title']}*" if run["title"] else f"no remedy; said {said or 'nothing'}"
     note = " (by hand)" if run["by_hand"] else ""
     note += f" ({run['note'].splitlines()[0]})" if run["note"] else ""
     held = " (held back)" if run["held_back"] else ""

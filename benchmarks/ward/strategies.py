@@ -65,7 +65,7 @@ Strategy = Callable[[Seen], "Proposal | None"]
 
 
 def ours(seen: Seen, place: int = 0) -> Proposal | None:
-    """Return a remedy of ``watch.remedies``, of the diagnoses open at the end, those of warnings first.
+    """Return a remedy of ``watch.remedies``, as it stands when training has ended.
 
     Args:
         seen: The run that failed.

@@ -62,7 +62,7 @@ def test_the_list_names_what_was_tried_by_rule() -> None:
     assert "*He* (edit model.py:3); score 0.1, twin 0.9" in parts["vanishing.depth"]
     assert "*look* (words only); score 0.1, treated 0.1" in parts["spike"]
     assert "(training ended: RuntimeError: no); score" in parts["spike"]
-    assert "no remedy open at the end; said dead (notice, step 7 to 9)" in parts["No advice"]
+    assert "no remedy; said dead (notice, step 7 to 9)" in parts["No advice"]
     assert "cured" not in text
     assert uncured([result()]) == "None."
 

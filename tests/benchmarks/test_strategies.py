@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.ward.cases import all_cases
 from benchmarks.ward.networks import Exponential, Functional, Residual
 from benchmarks.ward.recipes import Recipe
 from benchmarks.ward.rivals.look import Flag
 from benchmarks.ward.sequences import Reader, SequenceRecipe
-from benchmarks.ward.strategies import STRATEGIES, Seen, autotrainer, clip, he, ours, told, xavier
+from benchmarks.ward.strategies import STRATEGIES, Seen, autotrainer, clip, he, names_the_culprit, ours, told, xavier
 from lightning_gradwatch import Diagnosis, Remedy, Symptom
 
 
@@ -162,3 +163,25 @@ def test_another_optimizer_is_never_the_same_one(now: str) -> None:
         assert type(proposal.treat(recipe.lesson(0)).lesson.optimizer) is type(treated.optimizer)
     assert before not in found
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("case", "before", "following", "right"),
+    [
+        ("disconnected/data/adam", "net.trunk.2", "net.head.0", True),
+        ("rest/no-grad-trunk/adam", "net.trunk.2", "net.head.0", True),
+        ("disconnected/data/adam", "net.head.0", "net.head.2", False),
+        ("disconnected/data/adam", "net.trunk.0", "net.trunk.2", False),
+        ("disconnected/data/adam", "net.trunk.2", "", False),
+        ("training/nan-in-a-batch", "net.trunk.2", "net.head.0", False),
+    ],
+)
+def test_words_are_played_only_where_they_name_the_cut(case: str, before: str, following: str, right: bool) -> None:
+    """The layer before it is a culprit and the next one is none; other cases cut nothing."""
+    cut = Diagnosis("disconnected", Symptom.DISCONNECTED, layers=(before,), evidence={"next_layer": following})
+    words = Remedy(f"find what cuts the graph between {before} and {following} and remove it", "", cut)
+    proposal = ours(seen(words))
+    assert proposal.words_only
+    assert names_the_culprit(next(each for each in all_cases() if each.name == case), proposal) == right
+    elsewhere = ours(seen(Remedy("look somewhere", "", cut)))
+    assert not names_the_culprit(next(each for each in all_cases() if each.name == case), elsewhere)
