@@ -17,6 +17,7 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations
 from lightning_gradwatch.detect.profile import depth_profile
 from lightning_gradwatch.detect.progress import RESCALING_OPTIMIZERS
 from lightning_gradwatch.detect.start import NUM_READINGS, start_rules
+from lightning_gradwatch.detect.update import UpdateRule
 from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.one_pass import LossClosure, OnePass, Passes
@@ -57,14 +58,15 @@ def examine(
         model: A model with parameters to train, in the mode in which it is to be examined.
         loss_closure: Takes a model and returns its loss on some batch, a tensor of one number.
         optimizer: The optimizer that will train it. With it, learning rates are judged and remedies are tried with
-            its class and settings; without it, remedies are tried with ``Adam(lr=1e-3)``.
+            its class and settings; without it, how far a step goes is not judged, and remedies are tried with
+            ``Adam(lr=1e-3)``.
         rehearse: Whether remedies are tried.
 
     Returns:
         What was found.
 
     Raises:
-        TypeError: If the model is no module, the closure cannot be called or returns no tensor.
+        TypeError: If the model is no module, the optimizer none, the closure cannot be called or returns no tensor.
         ValueError: If nothing can be trained, or the closure returns no scalar or one that does not depend on the
             model.
 
@@ -128,20 +130,36 @@ class _Examination:
         history, probes = GradientHistory([layer.name for layer in self._reader.layers]), SignalHistory()
         began = time.perf_counter()
         seen = first = self._passes.measured(0, moves=self._steps)
-        # The rules want to see everything twice or more; of a large model they see the same pass again.
-        again = self._steps and time.perf_counter() - began < _SECONDS / NUM_READINGS
+        # The rules want to see everything twice or more; of a large model they see the same pass again, and of one
+        # that its first step has overwritten.
+        again = self._steps and time.perf_counter() - began < _SECONDS / NUM_READINGS and not self._overwritten(first)
         rescaled = self._description.kind in RESCALING_OPTIMIZERS
         rules = start_rules(rescaled=rescaled, steps=again)
         judge = Judge(Settings(rules=rules, patience=1), self._notes.append)
         for step in range(NUM_READINGS if first.gradients.finite else 1):
             if step:
-                seen = self._passes.measured(step, moves=self._known or step == 1) if again else _repeated(first, step)
-            history.order = self._reader.order
-            history.append(seen.gradients)
-            if seen.signals is not None:
-                probes.append(seen.signals if self._known and self._steps else _unmoved(seen.signals))
+                seen = self._passes.measured(step, moves=self._known or step == 1) if again else _repeated(seen, step)
+            self._remember(seen, history, probes)
             judge.judge(seen.gradients, history, probes.of(0), self._reader, self._description)
-        return self._report(judge.tracker.open(), history, probes, first.loss, notes)
+            again = again and not any(_overwrites(diagnosis) for diagnosis in judge.tracker.diagnoses)
+        # Such a step is over at once, and what it has done is not.
+        found = [replace(d, recovered_at=None) for d in judge.tracker.diagnoses if _overwrites(d)]
+        return self._report(
+            [*found, *(d for d in judge.tracker.open() if not _overwrites(d))], history, probes, first.loss, notes
+        )
+
+    def _remember(self, seen: OnePass, history: GradientHistory, probes: SignalHistory) -> None:
+        history.order = self._reader.order
+        history.append(seen.gradients)
+        if seen.signals is not None:
+            probes.append(seen.signals if self._known and self._steps else _unmoved(seen.signals))
+
+    def _overwritten(self, first: OnePass) -> bool:
+        """Tell whether the first step has gone so far that nothing later says anything of the model."""
+        history, probes = GradientHistory([layer.name for layer in self._reader.layers]), SignalHistory()
+        self._remember(first, history, probes)
+        with np.errstate(all="ignore"):
+            return any(UpdateRule()(self._observations(history, probes)))
 
     def _report(
         self,
@@ -185,8 +203,12 @@ class _Examination:
             order=np.array(history.order, dtype=np.int64),
             gradients=history.readings(0),
             loss=history.losses_of(0),
-            signals=probes,
+            signals=probes.of(0),
         )
+
+
+def _overwrites(diagnosis: Diagnosis) -> bool:
+    return diagnosis.rule == "exploding.update"
 
 
 def _repeated(seen: OnePass, step: int) -> OnePass:
@@ -220,6 +242,12 @@ def _check(model: nn.Module, loss_closure: LossClosure, optimizer: Optimizer | N
         raise TypeError(
             f"`loss_closure` must be callable: it takes the model and returns the loss, as `lambda model: "
             f"loss(model(inputs), targets)`. Got {type(loss_closure).__name__}"
+        )
+    if not (optimizer is None or isinstance(optimizer, Optimizer)):
+        came = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
+        raise TypeError(
+            "`optimizer` must be a torch.optim.Optimizer that holds the model's parameters, as "
+            f"`torch.optim.SGD(model.parameters(), lr=0.1)`. Got {came}"
         )
     parameters = dict(model.named_parameters())
     meta = next((name for name, parameter in parameters.items() if parameter.device.type == "meta"), "")

@@ -23,7 +23,8 @@ _MOST = 3
 def rehearsed(diagnosis: Diagnosis, make_stage: MakeStage) -> Diagnosis:
     """Try the ways out of a diagnosis and rank them by what they did.
 
-    It takes ten seconds at most, with fewer steps and fewer remedies where a step is slow. A notice is no fault and is left as it is, and so is a fault that comes and goes, after its third onset.
+    It may take ten seconds, with fewer steps and fewer remedies where a step is slow. A notice is no fault and is
+    left as it is, and so is a fault that comes and goes, after its third onset.
 
     Args:
         diagnosis: What has begun, with its remedies.

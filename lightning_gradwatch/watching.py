@@ -702,6 +702,9 @@ class Watch:
         try:
             if load and state["clipper"] is not None:
                 load(state["clipper"])
+        except KeyError as error:
+            kind = type(self.settings.clipper).__name__
+            self._teller.warn(f"clipper starts afresh: the checkpoint is of another one than {kind}, it has no {error}")
         except Exception as error:
             self._teller.warn(f"clipper starts afresh: {type(error).__name__}: {error}")
 

@@ -17,7 +17,14 @@ from oracle import assert_same, saves_gradients
 from probe_oracle import num_hooks
 from torch import nn
 
-from lightning_gradwatch import ClipByGlobalNorm, ClipByValue, GradientFault, GradWatch
+from lightning_gradwatch import (
+    ClipByGlobalNorm,
+    ClipByQuantile,
+    ClipByValue,
+    ClipByZScore,
+    GradientFault,
+    GradWatch,
+)
 
 
 def test_norms_are_those_of_the_gradients_that_the_optimizer_uses(lightning, tmp_path, data):
@@ -554,6 +561,18 @@ def test_a_clipper_that_cannot_take_its_memory_back_costs_nothing_else(pl, tmp_p
     more.fit(module_in(pl), data, ckpt_path=str(tmp_path / "last.ckpt"))
     assert "clipper starts afresh: RuntimeError: another size" in caplog.text
     assert watch.history.steps.tolist() == list(range(10))
+
+
+def test_a_checkpoint_of_another_clipper_is_told_in_words(pl, tmp_path, data, caplog):
+    """The person has exchanged it on purpose, and need not read a KeyError."""
+    trainer = trainer_in(pl, tmp_path, GradWatch(clipper=ClipByQuantile()), max_steps=8)
+    trainer.fit(module_in(pl), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    more = trainer_in(pl, tmp_path, GradWatch(clipper=ClipByZScore()), max_steps=10)
+    more.fit(module_in(pl), data, ckpt_path=str(tmp_path / "last.ckpt"))
+    said = "clipper starts afresh: the checkpoint is of another one than ClipByZScore, it has no 'moments'"
+    assert said in caplog.text
+    assert "KeyError" not in caplog.text
 
 
 def test_on_diagnosis_is_called_for_each_onset_and_may_fail(pl, tmp_path, data, caplog):

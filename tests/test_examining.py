@@ -231,6 +231,56 @@ def test_the_learning_rate_is_judged_where_the_optimizer_is_known():
     assert examine(model, loss_of).healthy
 
 
+class Exploding(nn.Module):
+    """A recurrent network whose weights from state to state multiply the gradient by four a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.head = nn.RNN(1, 16, batch_first=True), nn.Linear(16, 1)
+        with torch.no_grad():
+            nn.init.orthogonal_(self.memory.weight_hh_l0, gain=4.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.memory(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_step_that_overwrites_is_told_although_the_next_gradient_is_zero(copied):
+    """An overwritten tanh saturates, so that only the first pass shows it; the rate times the norms is the oracle."""
+    torch.manual_seed(0)
+    model, x = Exploding(), torch.randn(16, 60, 1)
+    if not copied:
+        model.lock = threading.Lock()
+
+    def closure(net: nn.Module) -> torch.Tensor:
+        return nn.functional.mse_loss(net(x), x[:, 0])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    report = examine(model, closure, optimizer=optimizer)
+    assert [(d.rule, d.severity, d.layers) for d in report.diagnoses] == [("exploding.update", "warning", ("memory",))]
+    closure(model).backward()
+    with torch.no_grad():
+        weights = torch.cat([p.flatten() for p in model.memory.parameters()])
+        ratio = 0.05 * float(torch.cat([p.grad.flatten() for p in model.memory.parameters()]).norm() / weights.norm())
+    assert ratio > 1e3
+    assert report.diagnoses[0].evidence["update_ratio"] == pytest.approx(ratio, rel=1e-3)
+    assert report.diagnoses[0].recovered_at is None
+    assert not report.healthy
+
+
+def test_a_branch_that_starts_at_zero_is_not_dead_beside_an_overwriting_step():
+    """What would leave zero in the next step is not blamed where that step is not made."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"main": healthy_net(), "down": nn.Linear(WIDTH, 2), "up": nn.Linear(2, CLASSES)})
+    nn.init.zeros_(model["up"].weight)
+
+    def closure(net: nn.Module) -> torch.Tensor:
+        return nn.functional.cross_entropy(net["main"](INPUTS) + net["up"](net["down"](INPUTS)), LABELS)
+
+    report = examine(model, closure, optimizer=torch.optim.SGD(model.parameters(), lr=1e3))
+    assert [d.rule for d in report.diagnoses if d.severity == "warning"] == ["exploding.update"]
+
+
 def test_a_deep_transformer_and_a_recurrent_net_are_examined():
     """Several inputs and calls; a long recurrence fades, which is a notice."""
     transformer = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 12)
@@ -275,6 +325,17 @@ def test_the_closure_has_to_use_the_model_that_it_is_given():
     with pytest.raises(ValueError, match="with the model that it is given"):
         examine(model, lambda _: loss_of(model))
     assert state_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "came"),
+    [(torch.optim.SGD, "the class SGD"), (0.1, "float"), ([], "list")],
+)
+def test_what_is_no_optimizer_is_refused(optimizer, came):
+    """A class is what people pass by mistake."""
+    match = rf"`optimizer` must be a torch.optim.Optimizer.*SGD\(model.parameters\(\), lr=0.1\)`. Got {came}$"
+    with pytest.raises(TypeError, match=match):
+        examine(healthy_net(), fails, optimizer=optimizer)
 
 
 def test_an_optimizer_of_another_model_is_refused():

@@ -10,8 +10,9 @@ import torch
 from models import WIDTH, deep_net
 from torch import nn
 
-from lightning_gradwatch import Diagnosis, Remedy, Symptom
+from lightning_gradwatch import Diagnosis, Remedy, Symptom, rehearsing
 from lightning_gradwatch.rehearsing import rehearsed
+from lightning_gradwatch.remedy.rehearsal import Rehearsal
 from lightning_gradwatch.remedy.trial import NotRehearsedError, Stage
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.watching import Watch
@@ -61,6 +62,21 @@ def test_a_stage_that_cannot_be_made_is_told(error, says):
     told = rehearsed(SICK, fail)
     assert told.remedies == SICK.remedies
     assert told.evidence["rehearsal"] == says
+
+
+def test_a_run_gives_it_ten_seconds(monkeypatch):
+    """A stage that names its own time keeps it."""
+    seen: list[Stage] = []
+
+    def rehearse(remedies: Any, stage: Stage) -> Rehearsal:
+        seen.append(stage)
+        return Rehearsal(remedies)
+
+    monkeypatch.setattr(rehearsing, "rehearse", rehearse)
+    rehearsed(SICK, stage)
+    rehearsed(SICK, lambda: replace(stage(), seconds=1.0))
+    assert [place.seconds for place in seen] == [10.0, 1.0]
+    assert seen[0].say is not None
 
 
 def test_the_core_ranks_and_remembers(caplog):

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from lightning_gradwatch.measure.attributes import attributes_of
 
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-# Bound and use of a container: of cgroup v2, then of v1.
-_BOUNDS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+# Bound and use of a container, and what of it is cache of files that nobody uses now, which the kernel gives back as
+# soon as memory is asked for (as in Kubernetes' working set): of cgroup v2, then of v1.
+_BOUNDS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file",
+    ),
+)  # fmt: skip
 # cgroup v1 writes no bound as the largest multiple of a page below 2^63; no machine has so much.
 _NO_BOUND = 2**60
 # A gradient and Adam's two moments for each number that is trained.
@@ -104,12 +110,20 @@ def _pages() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    for bound, used in _BOUNDS:
+    for bound, used, stat, cache in _BOUNDS:
         try:
             most = int((_CGROUP / bound).read_text())
-            left = max(most - int((_CGROUP / used).read_text()), 0)
+            taken = max(int((_CGROUP / used).read_text()) - _cached(_CGROUP / stat, cache), 0)
         except (OSError, ValueError):
             # No container of this kind, or one without a bound ("max").
             continue
-        return left if most < _NO_BOUND else None
+        return max(most - taken, 0) if most < _NO_BOUND else None
     return None
+
+
+def _cached(stat: Path, name: str) -> int:
+    try:
+        rows = (row.split() for row in stat.read_text().splitlines())
+        return next((int(row[1]) for row in rows if row[:1] == [name]), 0)
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -31,7 +31,7 @@ class Budget:
     def __init__(self, seconds: float, num_copies: int, say: Callable[[str], None] | None = None) -> None:
         self._seconds, self._num_copies, self._say = seconds, num_copies, say
         self._began = self._mark = perf_counter()
-        self._a_copy = 0.0
+        self._first, self._a_copy = math.inf, 0.0
 
     def another_step(self, made: int, wanted: int) -> bool:
         """Tell whether the untreated copy may make one more step; to be asked after each.
@@ -46,16 +46,23 @@ class Budget:
         now = perf_counter()
         last, taken, self._mark = now - self._mark, now - self._began, now
         share = self._seconds / self._num_copies
-        # The first pass may have to warm up: it does not tell yet, unless it is slow in any case.
+        if made == 1:
+            self._first = taken
+        # The first pass may have to warm up, and does not tell what a step takes unless it is slow in any case.
         if made > 1 or taken > _TOLD_FROM:
             self._tell(min(taken + (wanted - made + 1) * last, max(share, taken)) * self._num_copies)
-        if taken + 2 * last <= share:
+        if taken + 2 * last <= share or (made == 1 and 4 * taken <= self._seconds):
             return True
         return made < LEAST_STEPS and 2 * (taken + (LEAST_STEPS - made + 1) * last) <= self._seconds
 
-    def untreated_done(self) -> None:
-        """Note what a copy takes, now that the untreated one is through."""
-        self._a_copy = perf_counter() - self._began
+    def untreated_done(self, made: int) -> None:
+        """Note what a copy takes, now that the untreated one is through.
+
+        Args:
+            made: How many steps the others will make.
+        """
+        taken = perf_counter() - self._began
+        self._a_copy = taken if made else min(self._first, taken)
         self._tell(self._a_copy * self._num_copies)
 
     def another_copy(self) -> bool:
@@ -66,5 +73,7 @@ class Budget:
         expected = min(expected, max(self._seconds, self._mark - self._began))
         if self._say is not None and expected > _TOLD_FROM:
             ways = self._num_copies - 1
-            self._say(f"GradWatch  trying {ways} {'way' if ways == 1 else 'ways'} out on copies, about {expected:.0f} s")
+            self._say(
+                f"GradWatch  trying {ways} {'way' if ways == 1 else 'ways'} out on copies, about {expected:.0f} s"
+            )
             self._say = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.measure.layers import Layer, find_layers
 from lightning_gradwatch.measure.snapshot import LayerDescription
-from lightning_gradwatch.remedy.following import describe_following
+from lightning_gradwatch.remedy.following import describe_following, refuse_stranger
 from lightning_gradwatch.remedy.gains import gain_of
 from lightning_gradwatch.remedy.initialized import (
     InitializedLayer,
@@ -54,7 +54,11 @@ def initialize_(module: nn.Module, example_input: Any, way: Way) -> tuple[Initia
 
     Returns:
         One value a layer.
+
+    Raises:
+        TypeError: If it is no module.
     """
+    refuse_stranger(module, way.caller)
     layers = find_layers(module)
     described = describe_following(module, layers, example_input, way.caller)
     chosen = [_chosen(layer, about, way) for layer, about in zip(layers, described, strict=True)]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from lightning_gradwatch.measure.activations import activation_of, describe_layers
 from lightning_gradwatch.measure.compiled import is_compiled
@@ -53,11 +54,27 @@ def describe_following(
         output = call(module, example_input)
         ends = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
         topology = read_topology(_joined(ends), layers) if ends else Topology()
+        returns_complex = any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in tree_leaves(output))
         # Before attributes are put back: no graph may outlive this.
         del output, ends
     if any(layer.trainable for layer in layers):
-        _check(topology, caller)
+        _check(topology, caller, returns_complex=returns_complex)
     return describe_layers(module, layers, topology)
+
+
+def refuse_stranger(module: object, caller: str) -> None:
+    """Refuse what is no module.
+
+    Args:
+        module: What a person has passed.
+        caller: The name of the function that asks.
+
+    Raises:
+        TypeError: With what came.
+    """
+    if not isinstance(module, nn.Module):
+        came = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        raise TypeError(f"`module` must be a torch.nn.Module, as in {caller}(model, batch). Got {came}")
 
 
 def refuse_unready(module: nn.Module, caller: str) -> None:
@@ -87,9 +104,14 @@ def _joined(ends: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _check(topology: Topology, caller: str) -> None:
+def _check(topology: Topology, caller: str, *, returns_complex: bool) -> None:
     if topology.opaque:
         raise ValueError(f"A part of `module` is compiled, which hides its layers. Call {caller} before torch.compile")
+    if not topology.order and returns_complex:
+        raise ValueError(
+            f"`module` must return real numbers for {caller}: no gain is known for complex ones. Got complex numbers; "
+            "end its forward pass with .abs() or .real, or fill its layers one by one with torch.nn.init"
+        )
     if not topology.order:
         raise ValueError(
             f"{caller} found no way from a layer to the output of `module`: its forward pass runs under "

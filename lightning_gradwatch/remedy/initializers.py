@@ -39,6 +39,7 @@ def he_init_(module: nn.Module, example_input: Any = None) -> tuple[InitializedL
         One value a layer, in registration order.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: Where what follows cannot be known: without an example, compiled, lazy, without a graph.
 
     Example:
@@ -72,6 +73,7 @@ def xavier_init_(module: nn.Module, example_input: Any = None) -> tuple[Initiali
         One value a layer, in registration order.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: Where what follows cannot be known.
 
     Example:
@@ -102,6 +104,7 @@ def lecun_init_(module: nn.Module, example_input: Any = None) -> tuple[Initializ
         One value a layer, in registration order.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: Where what follows cannot be known.
 
     Example:
@@ -132,6 +135,7 @@ def orthogonal_init_(module: nn.Module, example_input: Any = None) -> tuple[Init
         One value a layer, in registration order.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: Where what follows cannot be known.
 
     Example:

@@ -16,7 +16,7 @@ from lightning_gradwatch.measure.layers import Layer, find_layers
 from lightning_gradwatch.measure.outputs import output_of
 from lightning_gradwatch.measure.random_state import RandomState
 from lightning_gradwatch.remedy.filling import Chosen, Way, fill_layers_, orthogonal_
-from lightning_gradwatch.remedy.following import refuse_unready
+from lightning_gradwatch.remedy.following import refuse_stranger, refuse_unready
 from lightning_gradwatch.remedy.initialized import InitializedLayer, root_mean_squares, usable_weights, without_complex
 from lightning_gradwatch.remedy.matrices import SELF_CONTAINED
 from lightning_gradwatch.remedy.traceless import call, traceless
@@ -53,6 +53,7 @@ def lsuv_init_(
         One value a layer, in registration order; ``gain`` is what the orthonormal weights were multiplied by.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: Without a batch, or where the module is compiled or lazy.
 
     Example:
@@ -66,6 +67,7 @@ def lsuv_init_(
     References:
         Mishkin and Matas, All you need is a good init, ICLR 2016, https://arxiv.org/abs/1511.06422.
     """
+    refuse_stranger(module, "lsuv_init_")
     # Mishkin's own code: 0.1 and 10.
     if example_input is None:
         raise ValueError(

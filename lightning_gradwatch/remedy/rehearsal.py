@@ -20,6 +20,7 @@ from lightning_gradwatch.remedy.trial import POOR, NotRehearsedError, Stage, Tri
 _SAME = 0.01
 # So many are tried: a person reads no more.
 _MOST = 6
+_LITTLE = "{steps} steps say little about what lies far back"
 # From ruined weights no way out can be judged.
 _FRESH = "examine() on a fresh model tries them"
 _HELPED, _NO_MATTER, _WORSE = range(3)
@@ -48,8 +49,8 @@ def rehearse(remedies: Sequence[Remedy], stage: Stage) -> Rehearsal:
 
     A copy is changed by ``Remedy.apply_``, run forward and backward with the batch, and trained for a few steps with
     the person's own optimizer, made anew on the copy with the remedy's changes. The first copy is left untreated.
-    All start from the same random numbers and make as many steps as the stage's time allows. The model, its gradients, its optimizer and every random state stay as
-    they are, bit for bit.
+    All start from the same random numbers and make as many steps as the stage's time allows. The model, its gradients,
+    its optimizer and every random state stay as they are, bit for bit.
 
     First come remedies that helped: the first/last ratio of the gradient along depth, where it was poor, is within
     1e-3 and 1e3, or the loss after the steps is lower than without. Then those that were not tried: nothing speaks
@@ -93,7 +94,7 @@ def rehearse(remedies: Sequence[Remedy], stage: Stage) -> Rehearsal:
             except Exception as error:
                 notes.append(f"{remedies[place].title}: not rehearsed, {_in_words(error)}")
     if trials and not any(math.isfinite(trial.loss_after) for trial in (untreated, *trials.values())):
-        return _unrehearsed(remedies, f"not rehearsed: no copy has a finite loss; {_FRESH}")
+        return _unrehearsed(remedies, "tried without use: on no copy is the loss finite")
     order = _ranked(remedies, trials, untreated)
     ranked = tuple(_with_effect(remedies[place], trials.get(place), untreated) for place in order)
     return Rehearsal(ranked, tuple(notes), untreated, tuple(order))
@@ -109,7 +110,7 @@ def _untreated(stage: Stage, state: RandomState, budget: Budget, rule: str) -> t
         trial = try_on_copy(stage, state, None, budget)
     except Exception as error:
         return None, f"not rehearsed: {_in_words(error)}"
-    budget.untreated_done()
+    budget.untreated_done(trial.steps)
     if not math.isfinite(trial.loss) and rule == "exploding.update":
         return None, f"not rehearsed: the step has overwritten the weights; {_FRESH}"
     if not math.isfinite(trial.loss_after) and not _all_finite(stage.model):
@@ -145,9 +146,10 @@ def _ranked(remedies: Sequence[Remedy], trials: Mapping[int, Trial], untreated: 
         trial = trials.get(place)
         if trial is None:
             return _NO_MATTER, False, 0.0
-        mended = untreated.poor and not trial.poor
+        patient = _is_of_time(remedies[place])
+        mended = _mended(trial, untreated, patient=patient)
         loss = trial.loss_after / (_SAME * _scale(untreated)) if trial.steps else 0.0
-        return _outcome(trial, untreated), not mended, round(loss) if math.isfinite(loss) else math.inf
+        return _outcome(trial, untreated, patient=patient), not mended, round(loss) if math.isfinite(loss) else math.inf
 
     best = sorted(range(len(remedies)), key=key)
     gentle = [place for place in best if not _starts_again(remedies[place]) and key(place)[0] < _WORSE]
@@ -165,7 +167,21 @@ def _scale(untreated: Trial) -> float:
     return abs(untreated.loss) if math.isfinite(untreated.loss) and untreated.loss else 1.0
 
 
-def _outcome(trial: Trial, untreated: Trial) -> int:
+def _is_of_time(remedy: Remedy) -> bool:
+    """Tell whether a remedy is for what a network forgets, which a few steps cannot teach it."""
+    return remedy.diagnosis.rule.endswith(".time")
+
+
+def _mended(trial: Trial, untreated: Trial, *, patient: bool) -> bool:
+    """Tell whether a profile that was poor is so no more: along depth, or over time where that was the fault."""
+    over_time = patient and untreated.poor_over_time and not trial.poor_over_time
+    return over_time or (untreated.poor and not trial.poor)
+
+
+def _outcome(trial: Trial, untreated: Trial, *, patient: bool = False) -> int:
+    if patient:
+        mended = _mended(trial, untreated, patient=True)
+        return _HELPED if mended else min(_outcome(trial, untreated), _NO_MATTER)
     if not (math.isfinite(trial.loss_after) and math.isfinite(untreated.loss_after)):
         if math.isfinite(trial.loss_after):
             return _HELPED
@@ -188,6 +204,8 @@ def _with_effect(remedy: Remedy, trial: Trial | None, untreated: Trial | None) -
         "first_over_last_after": trial.first_over_last,
         "steps": trial.steps,
     }
+    if _is_of_time(remedy):
+        effect |= {"over_time_before": untreated.over_time, "over_time_after": trial.over_time}
     return replace(remedy, effect=effect)
 
 
@@ -198,7 +216,8 @@ def effect_in_words(effect: Mapping[str, float]) -> str:
         effect: ``Remedy.effect``.
 
     Returns:
-        A line; where the remedy did not help it begins with that. A ratio that stays what it was is left out.
+        A line; where the remedy did not help it begins with that. A ratio that stays what it was is left out. Of what
+        a network forgets over time it is said that a few steps cannot tell.
 
     Example:
         >>> did = {"loss_before": 2.3, "loss_after": 1.71, "loss_untreated": 2.3, "steps": 10}
@@ -217,5 +236,10 @@ def effect_in_words(effect: Mapping[str, float]) -> str:
         parts.append(
             f"loss {loss:.3g} -> {trial.loss_after:.3g} in {steps} steps ({untreated.loss_after:.3g} without it)"
         )
+    if "over_time_before" in effect:
+        then, now = f"{effect['over_time_before']:.1g}", f"{effect['over_time_after']:.1g}"
+        if then != now:
+            parts.insert(0, f"what reaches the first time step, of the last one's, {then} -> {now}")
+        return "; ".join(filter(None, [", ".join(parts), _LITTLE.format(steps=steps or "no")]))
     said = _SAID[_outcome(trial, untreated)] + (", ".join(parts) or "the gradient is what it was")
     return said if steps else f"{said} (one backward pass, no step)"

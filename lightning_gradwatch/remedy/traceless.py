@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -36,7 +39,8 @@ def traceless(module: nn.Module) -> Iterator[None]:
 
     These are buffers (running statistics), the attributes of each module, its mode among them, what is in a list,
     dictionary, set or tensor that an attribute names, and the states of torch's, numpy's and python's random number
-    generators. Parameters are not put back. Not seen: what lies deeper, such as in an object that an attribute names.
+    generators, also of one that an attribute names. Parameters are not put back. Not seen: what lies deeper, such as in
+    an object that an attribute names.
 
     Args:
         module: The module that is run in the block.
@@ -68,6 +72,7 @@ class _Kept:
         held = [value for value in self._attributes.values() if type(value) in _CONTAINERS]
         self._containers = [(value, copy.copy(value)) for value in held]
         tensors = [value for value in self._attributes.values() if isinstance(value, Tensor)]
+        self._rewinds = [rewind for value in self._attributes.values() if (rewind := _rewind_of(value)) is not None]
         self._tensors = [(t, t.detach().clone()) for t in (*module.buffers(recurse=False), *tensors) if _has_numbers(t)]
 
     @torch.no_grad()
@@ -76,6 +81,8 @@ class _Kept:
             # A write counts as a change even where it changes nothing, and a graph that still waits refuses to go back.
             if tensor.layout is not torch.strided or not torch.equal(tensor, before):
                 tensor.copy_(before)
+        for rewind in self._rewinds:
+            rewind()
         if self._scripted:
             self._module.train(self._training)
             return
@@ -86,6 +93,19 @@ class _Kept:
         for container, content in self._containers:
             container.clear()
             (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+
+
+def _rewind_of(value: object) -> Callable[[], object] | None:
+    """Return what puts a generator of random numbers back to where it stands now; None for anything else."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", copy.deepcopy(value.bit_generator.state))
+    return None
 
 
 def _has_numbers(tensor: Tensor) -> bool:

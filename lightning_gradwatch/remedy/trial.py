@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.measure.one_pass import LossClosure, Passes
 from lightning_gradwatch.measure.random_state import RandomState
 from lightning_gradwatch.measure.reader import Reader
-from lightning_gradwatch.measure.snapshot import SignalSnapshot
+from lightning_gradwatch.measure.snapshot import FloatArray, SignalSnapshot
 from lightning_gradwatch.remedy.budget import LEAST_STEPS, Budget
 from lightning_gradwatch.remedy.clipping import Clipper
 from lightning_gradwatch.remedy.copying import FREE_SHARE, copy_of
@@ -44,6 +44,8 @@ class Trial:
             the first pass; after the steps where it is exactly 0 in the first.
         steps: How many steps were made.
         note: Why there were none, in words.
+        over_time: The same ratio along the time steps of the recurrent layer that fades or grows most, in the first
+            pass; NaN where there is none.
     """
 
     loss: float
@@ -51,19 +53,28 @@ class Trial:
     first_over_last: float
     steps: int
     note: str = ""
+    over_time: float = math.nan
 
     @property
     def orders(self) -> float:
         """How many orders of magnitude the gradient fades or grows along depth; 0 where that is not known."""
-        if math.isnan(self.first_over_last):
-            return 0.0
-        positive = 0 < self.first_over_last < math.inf
-        return abs(math.log10(self.first_over_last)) if positive else math.inf
+        return _orders(self.first_over_last)
 
     @property
     def poor(self) -> bool:
         """Whether those are so many that the profile is poor."""
         return self.orders >= POOR
+
+    @property
+    def poor_over_time(self) -> bool:
+        """Whether the profile along time is poor."""
+        return _orders(self.over_time) >= POOR
+
+
+def _orders(ratio: float) -> float:
+    if math.isnan(ratio):
+        return 0.0
+    return abs(math.log10(ratio)) if 0 < ratio < math.inf else math.inf
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,7 @@ def _run(passes: Passes, state: RandomState, num_steps: int, note: str, budget: 
     if ratio == 0 and steps:
         # A branch that is switched off at the start (ReZero, LoRA) lets nothing through before its first step.
         ratio = first_over_last(passes.measured(steps, moves=False).signals, passes.reader)
-    return Trial(first.loss, after, ratio, steps, note)
+    return Trial(first.loss, after, ratio, steps, note, over_time(first.signals))
 
 
 def first_over_last(signals: SignalSnapshot | None, reader: Reader) -> float:
@@ -188,3 +199,22 @@ def first_over_last(signals: SignalSnapshot | None, reader: Reader) -> float:
     if len(called) < 2 or norms[called[-1]] == 0:
         return math.nan
     return float(norms[called[0]] / norms[called[-1]])
+
+
+def over_time(signals: SignalSnapshot | None) -> float:
+    """Return what reaches the first time step of what reaches the last one that gets anything.
+
+    Args:
+        signals: What a probe saw.
+
+    Returns:
+        The ratio of the recurrent layer in which it is farthest from 1; NaN without one that reads in one direction.
+    """
+    profiles = () if signals is None else signals.time
+    ratios = [_first_over_last_step(profile.delta) for profile in profiles if not profile.both_ways]
+    return max(ratios, key=_orders, default=math.nan)
+
+
+def _first_over_last_step(delta: FloatArray) -> float:
+    reached = np.flatnonzero(np.isfinite(delta) & (delta > 0))
+    return float(delta[0] / delta[reached[-1]]) if len(reached) and len(delta) > 1 else math.nan

@@ -57,8 +57,8 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is a warning."""
-        return all(diagnosis.severity != "warning" for diagnosis in self.diagnoses)
+        """Whether nothing is a warning; False where nothing was measured, as ``assert_healthy`` fails there."""
+        return self._measured > 0 and all(diagnosis.severity != "warning" for diagnosis in self.diagnoses)
 
     def assert_healthy(self, symptoms: Sequence[str] | None = None) -> None:
         """Fail where there is a warning, or where nothing was measured; for a test suite.
@@ -70,11 +70,14 @@ class Report:
             AssertionError: With what was found.
             ValueError: If a symptom does not exist.
         """
-        measured = int(np.isfinite(self.delta).sum()) or len(self.diagnoses)
         try:
-            assert_healthy(self.diagnoses, measured, len(self.layers), symptoms)
+            assert_healthy(self.diagnoses, self._measured, len(self.layers), symptoms)
         except AssertionError as error:
             raise AssertionError("\n".join([str(error), *self._notes()])) from None
+
+    @property
+    def _measured(self) -> int:
+        return int(np.isfinite(self.delta).sum()) or len(self.diagnoses)
 
     def to_markdown(self) -> str:
         """Return everything as Markdown: what is wrong, ways out with lines to paste, and a row for each layer."""

@@ -10,6 +10,7 @@ from lightning_gradwatch.remedy.remedy import Remedy
 # A person reads no more.
 SHOWN = 3
 HOW = "rehearsed on this batch, each on a copy of the model"
+_NOT_TRIED = "not rehearsed"
 _LEGEND = "first/last gradient: what reaches the first layer, as a share of what reaches the last"
 
 
@@ -37,7 +38,7 @@ def ways_out(remedies: Sequence[Remedy], notes: str = "", *, alternatives: bool 
         keys = ("do", *("or" for _ in shown[1:] if alternatives))
         return [*((key, remedy.title) for key, remedy in zip(keys, shown, strict=False)), ("tried", notes)]
     legend = _LEGEND if any("first/last" in words for words in did.values()) else ""
-    tries = [(f"try {n}", "\n".join(filter(None, [remedy.title, did[n]]))) for n, remedy in enumerate(shown, 1)]
+    tries = [(f"try {n}", f"{remedy.title}\n{did[n] or _NOT_TRIED}") for n, remedy in enumerate(shown, 1)]
     return [("tried", "; ".join(filter(None, [HOW, legend, notes]))), *tries]
 
 

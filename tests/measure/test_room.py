@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -69,3 +70,27 @@ def test_a_container_of_the_first_kind_counts_as_well(tmp_path, monkeypatch):
     assert bytes_free(CPU) == 0
     (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert bytes_free(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "used", "stat", "row"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ],
+)
+def test_cached_files_are_not_counted_as_used(tmp_path, monkeypatch, bound, used, stat, row):
+    """A data set that was read lies in the cache, which gives way; a sum that says more than all is no debt."""
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    monkeypatch.setattr(room, "_pages", lambda: None)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / bound).write_text("5000\n")
+    (tmp_path / used).write_text("4000\n")
+    assert bytes_free(CPU) == 1000
+    (tmp_path / stat).write_text(f"anon 500\n\nactive_file 7\n{row} 3000\nother 1\n")
+    assert bytes_free(CPU) == 4000
+    (tmp_path / stat).write_text(f"{row} 9000\n")
+    assert bytes_free(CPU) == 5000
+    (tmp_path / stat).write_text(f"{row} unknown\n")
+    assert bytes_free(CPU) == 1000

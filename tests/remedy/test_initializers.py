@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from lightning_gradwatch.remedy.initializers import he_init_, lecun_init_, orthogonal_init_, xavier_init_
+from lightning_gradwatch.remedy.lsuv import lsuv_init_
 
 WIDTH, DEPTH = 256, 50
 INITIALIZERS = [he_init_, xavier_init_, lecun_init_, orthogonal_init_]
@@ -369,3 +370,18 @@ def test_complex_weights_are_drawn_where_torch_can():
     assert (left.changed, left.reason) == (False, "its weight is complex: torch draws no orthogonal ones")
     (done,) = he_init_(model)
     assert done.std_after == pytest.approx(200**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("initialize_", [*INITIALIZERS, lsuv_init_])
+@pytest.mark.parametrize(("stranger", "came"), [(3, "int"), (nn.Linear, "the class Linear"), ([nn.ReLU()], "list")])
+def test_what_is_no_module_is_refused(initialize_, stranger, came):
+    """With the argument, what was expected, and what came."""
+    with pytest.raises(TypeError, match=rf"^`module` must be a torch.nn.Module, as in \w+\(.*\). Got {came}$"):
+        initialize_(stranger)
+
+
+def test_complex_outputs_are_named():
+    """Nothing else is blamed: no gain is known for complex numbers."""
+    model = nn.Sequential(nn.Linear(2, 2, dtype=torch.cfloat), nn.Tanh())
+    with pytest.raises(ValueError, match=r"must return real numbers for he_init_.*end its forward pass with \.abs"):
+        he_init_(model, torch.ones(3, 2, dtype=torch.cfloat))

@@ -16,7 +16,7 @@ from models import WIDTH, deep_net
 from torch import nn
 
 from lightning_gradwatch import ClipByGlobalNorm, Diagnosis, Remedy, Symptom
-from lightning_gradwatch.remedy import copying
+from lightning_gradwatch.remedy import budget, copying
 from lightning_gradwatch.remedy.rehearsal import effect_in_words, rehearse
 from lightning_gradwatch.remedy.trial import Stage
 
@@ -233,7 +233,9 @@ def test_weights_that_are_lost_are_not_rehearsed():
     with torch.no_grad():
         model[0].weight.fill_(math.nan)
     result = rehearse([CURE], stage_of(model))
-    assert result.notes == ("not rehearsed: the weights are not finite any more",)
+    assert result.notes == (
+        "not rehearsed: the weights are not finite any more; examine() on a fresh model tries them",
+    )
 
 
 def test_an_optimizer_that_cannot_be_made_anew_leaves_one_backward_pass(monkeypatch):
@@ -254,7 +256,127 @@ def test_time_that_is_over_is_obeyed():
     model = deep_net(nn.Sigmoid, 12)
     result = rehearse([HARM, CURE], stage_of(model, seconds=0.0))
     assert result.untreated.steps == 0
-    assert result.notes == ("2 more not rehearsed: it has taken 0 s already",)
+    assert result.notes == ("2 more not rehearsed: the 0 s for it do not reach so far",)
+
+
+class Clock:
+    """A clock that only a pass advances."""
+
+    def __init__(self, a_pass: float) -> None:
+        self.now, self._a_pass = 0.0, a_pass
+
+    def __call__(self) -> float:
+        return self.now
+
+    def closure(self, model: nn.Module) -> torch.Tensor:
+        self.now += self._a_pass
+        return loss_of(model)
+
+
+@pytest.mark.parametrize(
+    ("a_pass", "steps", "says"),
+    [
+        # Five copies in 10 s have 2 s each.
+        (0.01, [10] * 4, None),
+        (0.3, [5] * 4, "trying 4 ways out on copies, about 10 s"),
+        # Three steps and the look at the loss fit twice; the other three ways out are not reached.
+        (1.2, [3], "trying 4 ways out on copies, about 10 s"),
+        # A pass each; two went to find that out.
+        (2.0, [0] * 3, "trying 4 ways out on copies, about 10 s"),
+        (4.0, [0], "trying 4 ways out on copies, about 10 s"),
+        (6.0, [], "trying 4 ways out on copies, about 10 s"),
+    ],
+)
+def test_a_slow_step_gets_fewer_steps_and_fewer_tries(monkeypatch, a_pass, steps, says):
+    """It takes no more than its seconds, whatever a step takes, and long waits are announced once."""
+    clock, heard = Clock(a_pass), []
+    monkeypatch.setattr(budget, "perf_counter", clock)
+    stage = replace(stage_of(deep_net(nn.Tanh, 2), seconds=10.0), loss_closure=clock.closure, say=heard.append)
+    result = rehearse([IDLE] * 4, stage)
+    assert clock.now <= 10.0
+    assert [r.effect["steps"] for r in result.remedies if r.effect is not None] == steps
+    left = 4 - len(steps)
+    assert result.notes == ((f"{left} more not rehearsed: the 10 s for it do not reach so far",) if left else ())
+    assert heard == ([f"GradWatch  {says}"] if says else [])
+
+
+def test_what_a_step_has_overwritten_is_not_tried():
+    """From ruins, loss nan, no way out can be judged; where the loss is finite it can."""
+    model, seen = deep_net(nn.Tanh, 2), []
+    over = replace(IDLE, diagnosis=Diagnosis("exploding.update", Symptom.EXPLODING))
+
+    def closure(net: nn.Module) -> torch.Tensor:
+        seen.append(net)
+        return loss_of(net) * math.nan
+
+    result = rehearse([over, over], replace(stage_of(model, num_steps=3), loss_closure=closure))
+    assert result.notes == (
+        "not rehearsed: the step has overwritten the weights; examine() on a fresh model tries them",
+    )
+    assert result.remedies == (over, over)
+    # Nothing but the untreated copy was run.
+    assert len(set(map(id, seen))) == 1
+    assert rehearse([over], stage_of(model)).remedies[0].effect is not None
+
+
+def test_tries_that_end_without_a_finite_loss_are_not_told_one_by_one():
+    """Loss nan -> nan says nothing; a single way out that makes it finite says all."""
+    stage = replace(stage_of(deep_net(nn.Tanh, 2), num_steps=3), loss_closure=lambda net: loss_of(net) * mended[0])
+    mended = [math.nan]
+    result = rehearse([IDLE, IDLE], stage)
+    assert result.notes == ("tried without use: on no copy is the loss finite",)
+    assert [remedy.effect for remedy in result.remedies] == [None, None]
+
+    def mend_(model: nn.Module) -> None:
+        mended[0] = 1.0
+
+    result = rehearse([IDLE, replace(IDLE, title="mends", change=mend_)], stage)
+    assert result.remedies[0].title == "mends"
+    assert result.notes == ()
+
+
+class Recurrent(nn.Module):
+    """Forgets: from state to state the gradient is multiplied by a tenth."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.memory, self.head = nn.RNN(WIDTH, WIDTH, batch_first=True), nn.Linear(WIDTH, 3)
+        nn.init.orthogonal_(self.memory.weight_hh_l0, gain=gain)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.memory(x)[0][:, -1])
+
+
+def test_what_a_network_forgets_is_told_over_time_and_never_worse():
+    """The profile along time is that of autograd; a higher loss after ten steps is not held against a remedy."""
+    torch.manual_seed(0)
+    model, x = Recurrent(0.1), 0.1 * torch.randn(16, 12, WIDTH)
+    forgets = Diagnosis("vanishing.time", Symptom.VANISHING)
+
+    def closure(net: nn.Module) -> torch.Tensor:
+        return nn.functional.cross_entropy(net(x), LABELS)
+
+    def remember_(net: nn.Module) -> None:
+        nn.init.orthogonal_(net.memory.weight_hh_l0)
+        nn.init.normal_(net.head.weight, std=5.0)
+
+    remember = Remedy("remember", "", forgets, change=remember_)
+    stage = replace(stage_of(model), loss_closure=closure)
+    result = rehearse([replace(IDLE, diagnosis=forgets), remember], stage)
+    # It mended the profile, which counts more than what ten steps of a loss can say.
+    assert [remedy.title for remedy in result.remedies] == ["remember", "idle"]
+    effect = result.remedies[0].effect
+    assert effect["loss_after"] > 1.1 * effect["loss_untreated"]
+    x.requires_grad_()
+    closure(model).backward()
+    reaching = x.grad.square().sum(dim=(0, 2)).sqrt()
+    assert effect["over_time_before"] == pytest.approx(float(reaching[0] / reaching[-1]), rel=1e-3, abs=0)
+    assert effect["over_time_before"] < 1e-9
+    assert effect["over_time_after"] > 1e-3
+    for remedy in result.remedies:
+        assert effect_in_words(remedy.effect).endswith("10 steps say little about what lies far back")
+        assert "worse" not in effect_in_words(remedy.effect)
+    assert "what reaches the first time step, of the last one's, " in effect_in_words(effect)
 
 
 def test_no_more_than_six_are_tried():

@@ -103,3 +103,31 @@ def test_lazy_buffers_and_scripted_modes_are_no_obstacle():
     with traceless(scripted):
         scripted.eval()
     assert scripted.training
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (torch.Generator, lambda it: torch.rand((), generator=it).item()),
+        (lambda: np.random.default_rng(1), lambda it: it.random()),
+        (lambda: np.random.Generator(np.random.MT19937(1)), lambda it: it.random()),
+        (lambda: np.random.RandomState(1), lambda it: it.rand()),
+        (lambda: random.Random(1), lambda it: it.random()),
+    ],
+)
+def test_a_generator_of_the_models_own_is_put_back(make, draw):
+    """The next draw is what it would have been."""
+    model, twin = nn.Linear(1, 1), make()
+    model.random = make()
+    draw(model.random), draw(twin)
+    with traceless(model):
+        draw(model.random)
+    assert draw(model.random) == draw(twin)
+
+
+def test_a_generator_without_a_state_is_left_alone():
+    """The system's own has none that could be put back."""
+    model = nn.Linear(1, 1)
+    model.random = random.SystemRandom()
+    with traceless(model):
+        model.random.random()

@@ -59,6 +59,7 @@ def test_nothing_measured_is_not_healthy():
     empty = Report(("a",), np.full(1, np.nan), np.full(1, np.nan))
     with pytest.raises(AssertionError, match="saw no gradient"):
         empty.assert_healthy()
+    assert not empty.healthy
     assert str(empty) == "not judged along depth: no warning in 1 layer"
 
 
@@ -94,6 +95,7 @@ def test_a_person_reads_it_without_explanation():
         "  try 1      nn.ReLU + He",
         "             first/last gradient 4e-10 -> 0.6, loss 2.3 -> 1.71 in 10 steps (2.3 without it)",
         "  try 2      look at the data",
+        "             not rehearsed",
         "  more       lines to paste: print(report.to_markdown())",
         "note: not done",
     ]

@@ -32,7 +32,7 @@ def test_no_more_than_three_are_shown_and_what_was_not_tried_has_one_line():
     rows = ways_out([remedy("a", EVEN), remedy("b"), remedy("c", EVEN), remedy("d", EVEN)], "d: not rehearsed")
     assert [key for key, _ in rows] == ["tried", "try 1", "try 2", "try 3"]
     assert rows[0][1].endswith("; d: not rehearsed")
-    assert rows[2] == ("try 2", "b")
+    assert rows[2] == ("try 2", "b\nnot rehearsed")
 
 
 def test_without_a_rehearsal_only_the_first_is_told_in_the_log():
