@@ -281,6 +281,7 @@ class GradWatch(Callback):
             picture=picture_place(trainer.loggers, directory, heatmap=self.settings.heatmap),
             tells=trainer.is_global_zero,
             clips_elsewhere=_clips(trainer, pl_module),
+            clipped=bool(trainer.gradient_clip_val),
             anywhere=None if trainer.world_size == 1 else partial(trainer.strategy.reduce_boolean_decision, all=False),
             in_step=_in_step(pl_module),
             note=_FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",

@@ -50,6 +50,8 @@ class Record:
         # For each optimizer how often the logging interval had asked when it was last answered, and where that stands.
         self._answered: dict[int, tuple[int, int]] = {}
         self._onsets: list[Diagnosis] = []
+        # Whether gradients are clipped by someone else, so that no clipper is advised.
+        self.clipped = False
         # While a batch ends, makes the place where remedies are tried with it.
         self.make_stage: MakeStage | None = None
 
@@ -122,7 +124,9 @@ class Record:
         changes = (
             Changes()
             if overflow
-            else self._judge.judge(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
+            else self._judge.judge(
+                snapshot, self.history, self.probes.of(number), reader, pending.optimizer, clipped=self.clipped
+            )
         )
         changes = self._rehearsed(changes)
         self._onsets += changes.onsets

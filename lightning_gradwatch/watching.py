@@ -190,6 +190,7 @@ class Watch:
         picture: str = "",
         tells: bool = True,
         clips_elsewhere: bool = False,
+        clipped: bool = False,
         anywhere: Callable[[bool], bool] | None = None,
         in_step: bool = False,
         note: str = "",
@@ -204,6 +205,7 @@ class Watch:
             picture: Where the person finds the picture, for the first and the last lines.
             tells: Whether this process tells anything: rank zero only.
             clips_elsewhere: Whether someone else clips between ``before_step`` and ``after_step``.
+            clipped: Whether someone is known to do so, and a clipper of ours would be refused: none is advised then.
             anywhere: Tells whether something is true in any of several processes; None in one process alone.
             in_step: Whether all processes come to each step of an optimizer together.
             note: What else the person should know from the start.
@@ -211,6 +213,7 @@ class Watch:
         """
         with self.guarded():
             self._teller.speaks = tells
+            self._record.clipped = clipped
             warn = self._teller.warn
             self._stepper = Stepper(
                 self.settings,

@@ -969,3 +969,20 @@ def test_a_batch_that_the_module_skips_leaves_no_hook(pl, tmp_path, data):
     trainer_in(pl, tmp_path, watch, Looks(), max_epochs=2, max_steps=-1).fit(module, data)
     assert len(watch.probes) == 4
     assert seen == [0, 0]
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_no_clipper_is_advised_beside_the_trainers_own(pl, tmp_path, data, clips):
+    """GradWatch would refuse the two together; where nobody clips it is the way out of a jump."""
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return loss * (1e6 if self.trainer.global_step == 40 else 1.0)
+
+    watch = GradWatch()
+    more = {"gradient_clip_val": 1e9} if clips else {}
+    trainer = trainer_in(pl, tmp_path, watch, max_steps=42, **more)
+    trainer.fit(module_in(pl, deep_net(nn.ReLU, 3, he=True), training_step=training_step), data)
+    jumps = [diagnosis for diagnosis in watch.diagnoses if diagnosis.step == 40]
+    assert jumps
+    assert any(remedy.clipper for diagnosis in jumps for remedy in diagnosis.remedies) != clips

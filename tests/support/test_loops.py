@@ -1525,6 +1525,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import pytorch_lightning as pl
 from lightning_gradwatch import GradWatch
 
+# A shell that runs the tests in the background has its processes ignore Ctrl+C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Module(pl.LightningModule):
     def __init__(self):
         super().__init__()
