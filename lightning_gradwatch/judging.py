@@ -54,7 +54,8 @@ class Judge:
         self._cleared: set[int] = set()
         # Whether faults that last came from a checkpoint, which keeps no ways out of them.
         self._restored = False
-        self._clipped = False
+        # Whether someone else clips, so that no clipper is advised.
+        self.clipped = False
 
     def judge(
         self,
@@ -63,8 +64,6 @@ class Judge:
         probes: Sequence[SignalSnapshot],
         reader: Reader,
         optimizer: OptimizerDescription,
-        *,
-        clipped: bool = False,
     ) -> Changes:
         """Judge the newest reading of an optimizer.
 
@@ -74,12 +73,10 @@ class Judge:
             probes: What the signal probe saw in steps of this optimizer, the newest last.
             reader: Knows the layers.
             optimizer: What is known of the optimizer.
-            clipped: Whether someone else clips, so that no clipper is advised.
 
         Returns:
             What is to be told, with remedies.
         """
-        self._clipped = clipped
         if self._restored:
             self._advise_again(reader, snapshot, history)
         seen = self._count(snapshot)
@@ -202,7 +199,7 @@ class Judge:
                 reader.descriptions,
                 weights_before=before,
                 weights_at_first=at_first,
-                clips=self._settings.clipper is not None or self._clipped,
+                clips=self._settings.clipper is not None or self.clipped,
                 skips=self._settings.on_nonfinite != "warn",
             )
         except Exception as error:

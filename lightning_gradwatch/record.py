@@ -121,12 +121,11 @@ class Record:
             self.probes.append(widened_signals(pending.probe.snapshot(), self.history.layers))
         self.num_readings += bool(snapshot.present.any()) and not overflow
         number = snapshot.optimizer
+        self._judge.clipped = self.clipped
         changes = (
             Changes()
             if overflow
-            else self._judge.judge(
-                snapshot, self.history, self.probes.of(number), reader, pending.optimizer, clipped=self.clipped
-            )
+            else self._judge.judge(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
         )
         changes = self._rehearsed(changes)
         self._onsets += changes.onsets
