@@ -360,7 +360,9 @@ class Watch:
         if self.disabled_reason is not None:
             return None
         reading = self._prober.take(about, reader, wanted=self._steps.wanted(about.number))
-        reader.note_calls(self._prober.places, self._prober.shapes)
+        if reading is not None:
+            # Only a probe learns of calls; in other steps there is nothing to compare.
+            reader.note_calls(self._prober.places, self._prober.shapes)
         return reading
 
     def _drop(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None) -> None:

@@ -33,7 +33,8 @@ def explain(case: Case) -> str:
     diagnosis = case.diagnosis
     if diagnosis.rule.endswith(".time"):
         return "; ".join(part for part in (_activation_in_words(case), _memory_in_words(case)) if part)
-    if diagnosis.symptom is Symptom.DISCONNECTED and diagnosis.evidence.get("cut") is False:
+    left_out = diagnosis.evidence.get("left_out")
+    if diagnosis.symptom is Symptom.DISCONNECTED and diagnosis.evidence.get("cut") is False and not left_out:
         return "a branch that is not used, or an expert that is rarely routed to"
     if diagnosis.rule == "vanishing.update" or diagnosis.symptom in _NOT_BY_WEIGHTS:
         return ""

@@ -149,3 +149,9 @@ def test_dead_units_without_a_bias_are_explained_by_their_weights():
     model = nn.Sequential(nn.Linear(8, 8, bias=False))
     dead = Diagnosis("dead", Symptom.DEAD, layers=("0",), evidence={"dead_units": "0"})
     assert explain(case_of(model, dead)).startswith("weights of 0 ")
+
+
+def test_layers_that_no_optimizer_holds_are_no_unused_branch() -> None:
+    """The rule has said what they suffer from; nothing is added."""
+    evidence = {"cut": False, "left_out": True}
+    assert explain(Case(Diagnosis("disconnected", Symptom.DISCONNECTED, layers=("0",), evidence=evidence))) == ""
