@@ -103,6 +103,11 @@ class SpikeRule:
         ):
             return np.zeros(0, dtype=np.int64)
         places = np.arange(len(norms) - 1 - _AFTERMATH[0], max(len(norms) - 2 - _AFTERMATH[1], self.min_readings), -1)
+        # Seen from the end, as the losses may be more than the norms. One look at all places leaves few.
+        last = len(losses) - len(norms) + places
+        since = np.fmin.accumulate(losses[::-1])[::-1]
+        # Not `>`: a loss that is not known excludes nothing.
+        places = places[~(since[last + 1] <= losses[last - 1])]
         return np.array([p for p in places if _set_back(losses, len(norms) - 1 - p)], dtype=np.int64)
 
     def _jumped(self, observations: Observations, place: int) -> IntArray:

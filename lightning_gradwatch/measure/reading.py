@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import is_not
 
 import numpy as np
 import torch
@@ -85,9 +86,8 @@ class Reading:
         """Whether someone else has changed, replaced or dropped a gradient since it was measured and clipped."""
         if self._measured is None or not self._versions:
             return False
-        now = self._gradients_now(self._measured)
-        pairs = zip(now, self._measured.gradients, self._versions, strict=True)
-        return any(gradient is not old or _version(gradient) != version for gradient, old, version in pairs)
+        now, before = self._gradients_now(self._measured), self._measured.gradients
+        return any(map(is_not, now, before)) or _versions(before) != self._versions
 
     def measure_again(self) -> None:
         """Measure what the gradients are by now, after someone else has clipped them, and let them go.
@@ -116,13 +116,13 @@ class Reading:
 
     def release(self) -> None:
         """Let the gradients go: the person may free them."""
-        self.send()
+        self._start()
         self._measured = None
 
     def send(self) -> None:
         """Start the transfer of what is on the device; from here on nobody shall change the gradients."""
         if self._measured is not None:
-            self._versions = list(map(_version, self._measured.gradients))
+            self._versions = _versions(self._measured.gradients)
         self._start()
 
     def _start(self) -> None:
@@ -170,9 +170,12 @@ class Reading:
             self._known_zeros[measured.members] = norms == 0
 
 
-def _version(gradient: Tensor) -> int:
-    """Return how often a gradient was changed in place; one made in inference mode does not count."""
-    return 0 if gradient.is_inference() else gradient._version
+def _versions(gradients: Sequence[Tensor]) -> list[int]:
+    """Return how often each gradient was changed in place; one made in inference mode does not count."""
+    try:
+        return [gradient._version for gradient in gradients]
+    except RuntimeError:
+        return [0 if gradient.is_inference() else gradient._version for gradient in gradients]
 
 
 def _overflows(norms: FloatArray) -> bool:
