@@ -30,9 +30,10 @@ dashboard: .venv/.examples
 test: .venv/.dev
 	$(PYTEST) --numprocesses 2 --cov --cov-report term
 
-# Without what looks at the code itself and needs the newest tools for that.
+# Without what looks at the code itself, or through a browser, and needs the newest tools for that.
 test-oldest: .venv-oldest/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 --ignore tests/test_package.py
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 --ignore tests/test_package.py \
+		--ignore-glob "*/test_browser_*.py"
 
 test-strangers: .venv-strangers/.installed
 	OMP_NUM_THREADS=1 .venv-strangers/bin/python -m pytest tests/strangers --numprocesses 2 --dist loadfile --durations 5

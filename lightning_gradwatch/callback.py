@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, float64, tensor, uint8
+from torch import Tensor, float64, nn, tensor, uint8
 from torch.optim import Optimizer
+from typing_extensions import Self
 
+from lightning_gradwatch.attaching import Loop, attached
 from lightning_gradwatch.checkpoints import Checkpoints
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
 from lightning_gradwatch.harmless import harmless
@@ -22,11 +24,14 @@ from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.loggers import is_a, picture_place, sinks_for
 from lightning_gradwatch.report.sink import Sink
 from lightning_gradwatch.settings import OnNonFinite, Settings
+from lightning_gradwatch.steps import LossScaler
 from lightning_gradwatch.surroundings import Surroundings
 from lightning_gradwatch.understudy import stage_of
 from lightning_gradwatch.watching import Watch
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pytorch_lightning import Callback, LightningModule, Trainer
 else:
 
@@ -161,6 +166,9 @@ class GradWatch(Callback):
         self._silent: set[int] = set()
         self._fitting = False
         self._checkpoints = Checkpoints()
+        # What drives the core outside of the Trainer, while it does.
+        self._loop: Loop | None = None
+        self._stopping = False
 
     @property
     def history(self) -> GradientHistory:
@@ -209,12 +217,132 @@ class GradWatch(Callback):
         """
         self.core.assert_healthy(symptoms, after_step)
 
+    def show(self) -> Path | None:
+        """Show what was measured and found as the interactive page of the Gradients tab, also while training runs.
+
+        A notebook displays it. Elsewhere it becomes ``gradwatch/report.html`` in the log directory, or a file in the
+        system's temporary directory where there is none, and the log says where. It shows what this object remembers:
+        of a long run older readings are thinned (``watch.history``); ``gradwatch report`` reads the event files.
+
+        Returns:
+            The file; None in a notebook.
+
+        Example:
+            >>> GradWatch().show().name
+            'report.html'
+        """
+        return self.core.show()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the same as a file of its own.
+
+        Args:
+            path: Ends in ``.html`` (the page, to be opened from disk or mailed), ``.md`` (the diagnoses, for an issue
+                or a chat) or ``.json`` (for a program). Folders are made.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileExistsError: If there is a file that GradWatch has not written.
+            ValueError: If the path ends otherwise.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     GradWatch().save(f"{folder}/report.md").name
+            'report.md'
+        """
+        return self.core.save(path)
+
+    def plot(self, quantity: str = "norms", *, optimizer: int = 0, ax: Axes | None = None) -> Figure:
+        """Draw layers (input on top) by training steps as a matplotlib figure; needs ``lightning-gradwatch[plot]``.
+
+        Args:
+            quantity: ``"norms"`` (gradient norms), ``"ratios"`` (norms by those of the weights), and what the signal
+                probe saw: ``"signal"``, ``"delta"``, ``"updates"``, ``"time"``.
+            optimizer: Number of the optimizer.
+            ax: Where to draw; by default the axes of a new figure, of which pyplot knows nothing.
+
+        Returns:
+            The figure: a notebook shows it, ``figure.savefig("gradients.png")`` writes it.
+
+        Raises:
+            ImportError: If matplotlib is missing.
+            ValueError: If that was not measured.
+
+        Example:
+            >>> GradWatch().plot()
+            Traceback (most recent call last):
+                ...
+            ValueError: nothing was measured yet, so there is nothing to plot
+        """
+        return self.core.plot(quantity, optimizer=optimizer, ax=ax)
+
+    @contextmanager
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        log_dir: str | Path | None = None,
+        scaler: LossScaler | None = None,
+    ) -> Iterator[Self]:
+        """Watch a loop without a Trainer: plain PyTorch, Fabric, Accelerate, or another library's trainer.
+
+        While the block lasts, hooks of the model and its optimizers see each step; the loss is heard of when
+        ``loss.backward()`` is called. Leaving the block, also by an error, removes every hook and writes what is
+        pending. What is measured is what the optimizer is about to use: after clipping of your own, if there is any.
+        ``stop_on`` sets ``should_stop``, for the loop to look at.
+
+        Args:
+            model: The model, wrapped for several processes or not.
+            optimizer: Its optimizer, or a list of all of them.
+            log_dir: Where picture and diagnoses go; without it they are in the log and in this object alone.
+            scaler: The ``GradScaler`` that scales the loss, so that losses are known unscaled; gradients are anyway.
+
+        Raises:
+            TypeError: If the model is no module, or an optimizer none.
+            ValueError: If they do not belong together, are watched already, or the model has no weights in memory.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> with GradWatch().attach(model, optimizer) as watch:
+            ...     for _ in range(3):
+            ...         model(torch.ones(4, 2)).mean().backward()
+            ...         optimizer.step()
+            ...         optimizer.zero_grad()
+            >>> watch.history.steps.tolist()
+            [0, 1, 2]
+        """
+        self.core = Watch(self.settings)
+        # There is no Trainer, and the model need be no LightningModule.
+        tell: Any = partial(self.on_diagnosis, None, model)  # type: ignore[arg-type]
+        try:
+            with attached(self.core, model, optimizer, log_dir=log_dir, scaler=scaler, tell=tell) as self._loop:
+                yield self
+        finally:
+            self._loop = None
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a fault that ``stop_on`` names was told in a loop that is attached; the Trainer stops by itself."""
+        if self._loop is not None:
+            self._loop.settle()
+            self._stopping = self._loop.stopping
+        return self._stopping
+
     def on_diagnosis(self, trainer: Trainer, pl_module: LightningModule, diagnosis: Diagnosis) -> None:
-        """Called on rank zero for each fault that begins; to be overridden. Errors in it do not end training."""
+        """Called on rank zero for each fault that begins; to be overridden. Errors in it do not end training.
+
+        In a loop that is attached ``trainer`` is None, and ``pl_module`` the model.
+        """
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way; Lightning pickles callbacks that are hyperparameters."""
-        fit = {"_hooks": [], "_heard": [], "_silent": set(), "_numbers": {}, "_fitting": False}
+        fit = {"_hooks": [], "_heard": [], "_silent": set(), "_numbers": {}, "_fitting": False, "_loop": None}
         # Lightning gives every callback the module's own methods of these names.
         return {name: value for name, value in (self.__dict__ | fit).items() if name not in ("log", "log_dict")}
 
@@ -421,7 +549,7 @@ class GradWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how it went so far: Lightning calls nothing after this."""
-        self._finish(trainer, pl_module)
+        self._finish(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
@@ -454,10 +582,11 @@ class GradWatch(Callback):
             per_layer_scalars=settings.per_layer_scalars,
             vanishing_threshold=settings.vanishing_threshold,
             exploding_threshold=settings.exploding_threshold,
+            page=self.core.page,
         )
         return [*ours, *settings.sinks]
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, error: BaseException | None = None) -> None:
         if not self._fitting:
             return
         self._fitting = False
@@ -466,7 +595,7 @@ class GradWatch(Callback):
         self._hooks.clear()
         self._heard.clear()
         self._silent.clear()
-        self._deliver(trainer, pl_module, self.core.finish())
+        self._deliver(trainer, pl_module, self.core.finish(error))
 
     def _refuse_scaled_actions(self, trainer: Trainer) -> None:
         if _scaler(trainer) is None or not self.settings.acts or not any(map(_unscales_itself, trainer.optimizers)):

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Observations
 from lightning_gradwatch.detect.onset import Changes, OnsetTracker
 from lightning_gradwatch.detect.profile import depth_profile
-from lightning_gradwatch.detect.rules import heard
+from lightning_gradwatch.detect.rules import heard, muted
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.reader import Reader
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, IntArray, OptimizerDescription, SignalSnapshot
@@ -47,6 +47,8 @@ class Judge:
 
     def __init__(self, settings: Settings, warn: Callable[[str], None]) -> None:
         self.tracker = OnsetTracker(settings.patience, settings.warmup_steps)
+        # What the person does not want to hear of is drawn all the same, so that its onsets have to be known.
+        self._muted = OnsetTracker(settings.patience, settings.warmup_steps)
         self._settings = settings
         self._warn = warn
         self._rules = list(settings.all_rules)
@@ -81,14 +83,15 @@ class Judge:
             self._advise_again(reader, snapshot, history)
         seen = self._count(snapshot)
         observations = self._observe(snapshot, history, probes, reader, optimizer)
-        findings = heard(self._ask(observations), self._settings.ignore)
-        if not findings and not self.tracker.suspicious:
+        findings = self._ask(observations)
+        if not findings and not self.tracker.suspicious and not self._muted.suspicious:
             return Changes()
         present = {history.layers[column]: int(column) for column in np.flatnonzero(snapshot.present)}
-        changes = self.tracker.update(findings, snapshot.optimizer, snapshot.step, present, seen.tolist())
-        return replace(
-            changes, onsets=tuple(self._advised(diagnosis, reader, snapshot, history) for diagnosis in changes.onsets)
-        )
+        at, ignore = (snapshot.optimizer, snapshot.step, present, seen.tolist()), self._settings.ignore
+        changes = self.tracker.update(heard(findings, ignore), *at)
+        unheard = self._muted.update(muted(findings, ignore), *at) if ignore else Changes()
+        advised = tuple(self._advised(diagnosis, reader, snapshot, history) for diagnosis in changes.onsets)
+        return replace(changes, onsets=advised, muted=unheard.onsets)
 
     def healthy(
         self,
@@ -219,7 +222,12 @@ class Judge:
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered as plain values, for a checkpoint."""
         seen = [[number, counts.tolist()] for number, counts in self._seen.items()]
-        return {"tracker": self.tracker.state_dict(), "seen": seen, "cleared": sorted(self._cleared)}
+        return {
+            "tracker": self.tracker.state_dict(),
+            "muted": self._muted.state_dict(),
+            "seen": seen,
+            "cleared": sorted(self._cleared),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
         """Take back what ``state_dict`` returned, matching layers by name.
@@ -230,6 +238,8 @@ class Judge:
             new: Names of the layers now.
         """
         self.tracker.load_state_dict(state["tracker"])
+        if "muted" in state:
+            self._muted.load_state_dict(state["muted"])
         self._restored = True
         self._cleared = set(state["cleared"])
         for number, counts in state["seen"]:

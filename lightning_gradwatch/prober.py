@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.layers import Layer
@@ -128,6 +131,10 @@ class Prober:
             self._probe.begin(layers)
             self._check()
 
+    def entered(self, module: nn.Module, args: Any) -> Any:
+        """Probe a call that began before the batch did; returns other arguments for it, or None."""
+        return self._probe.entered(module, args)
+
     def before_backward(self, *, opaque: bool) -> None:
         """Note that the backward pass begins.
 
@@ -178,6 +185,10 @@ class Prober:
         sample = WeightSample(reader.layers, columns)
         names = [layer.name for layer in reader.layers]
         return ProbeReading(about.number, about.step, names, signals, sample, about.scale())
+
+    def forget(self) -> None:
+        """Drop what was recorded of passes whose gradients no step will use."""
+        self._probe.forget()
 
     def after_step(self) -> None:
         """Note that an optimizer has stepped; the batch may go on with another forward pass."""

@@ -17,7 +17,7 @@ from lightning_gradwatch.judging import Judge
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.reader import Reader
 from lightning_gradwatch.measure.signal_history import SignalHistory, widened_signals
-from lightning_gradwatch.measure.snapshot import GradientSnapshot, widened
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, SignalSnapshot, widened
 from lightning_gradwatch.rehearsing import MakeStage, rehearsed
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.log import healthy_text
@@ -117,8 +117,10 @@ class Record:
         if not pending.wanted and snapshot.finite:
             return
         self._remember(snapshot, reader, agreement)
+        signals = None
         if pending.probe is not None and not overflow:
-            self.probes.append(widened_signals(pending.probe.snapshot(), self.history.layers))
+            signals = widened_signals(pending.probe.snapshot(), self.history.layers)
+            self.probes.append(signals)
         self.num_readings += bool(snapshot.present.any()) and not overflow
         number = snapshot.optimizer
         self._judge.clipped = self.clipped
@@ -129,7 +131,7 @@ class Record:
         )
         changes = self._rehearsed(changes)
         self._onsets += changes.onsets
-        report = self._report(snapshot, changes, pending, skipped_steps)
+        report = self._report(snapshot, changes, pending, reader, skipped_steps, signals)
         self.sinks.write(report)
         self._answered[snapshot.optimizer] = (pending.due, pending.log_step if report.due else -1)
         if overflow:
@@ -165,7 +167,13 @@ class Record:
         self.history.append(snapshot)
 
     def _report(
-        self, snapshot: GradientSnapshot, changes: Changes, pending: PendingStep, skipped_steps: int
+        self,
+        snapshot: GradientSnapshot,
+        changes: Changes,
+        pending: PendingStep,
+        reader: Reader,
+        skipped_steps: int,
+        signals: SignalSnapshot | None,
     ) -> StepReport:
         due_before, logged_at = self._answered[snapshot.optimizer]
         return StepReport(
@@ -181,6 +189,10 @@ class Record:
             due=pending.due > due_before or pending.log_step == logged_at,
             skipped_steps=skipped_steps,
             clips=self._settings.clipper is not None,
+            signals=signals,
+            muted=changes.muted,
+            descriptions=reader.descriptions,
+            optimizer_kind=pending.optimizer.kind,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,8 +35,12 @@ from lightning_gradwatch.record import Record
 from lightning_gradwatch.rehearsing import MakeStage
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.health import assert_healthy
+from lightning_gradwatch.report.heatmap import HeatmapSink
 from lightning_gradwatch.report.log import closing_text, start_text
+from lightning_gradwatch.report.optional import drawing
 from lightning_gradwatch.report.picture import PictureSink
+from lightning_gradwatch.report.recorded import Told, recorded_run
+from lightning_gradwatch.report.show import page_of, save_run, show_run
 from lightning_gradwatch.report.sink import Sink, SinkRow
 from lightning_gradwatch.report.start import left_out_lines
 from lightning_gradwatch.report.teller import Teller
@@ -44,6 +49,11 @@ from lightning_gradwatch.stepper import Stepper
 from lightning_gradwatch.steps import LossScaler, OptimizerStep, PendingStep, Steps
 from lightning_gradwatch.surroundings import Surroundings
 from lightning_gradwatch.testimony import PoisonedStep
+from lightning_gradwatch.viewer.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Raised when what a checkpoint remembers changes its form.
 _STATE_VERSION = 2
@@ -82,6 +92,10 @@ class Watch:
         # None where no other process trains the same model, or all of them are switched off.
         self._agreement: Agreement | None = None
         self._picture = ""
+        # Where the page goes, and what it says beside the numbers.
+        self._directory: Path | None = None
+        self._optimizer_labels: dict[int, str] = {}
+        self._layer_kinds: dict[str, str] = {}
         self._log_step = 0
         # How often the logging interval has asked for values, by now and before this batch.
         self._due = 0
@@ -171,6 +185,7 @@ class Watch:
             surroundings: Where this process stands among them.
         """
         self._agreement = None if alone else Agreement()
+        self._directory = None if surroundings is None else surroundings.directory
         self._inquests.begin(surroundings or Surroundings())
 
     def agree_on_start(self, anywhere: Callable[[bool], bool]) -> None:
@@ -262,6 +277,11 @@ class Watch:
             probes = not known or any(self._prober.schedule.wants(n) and self._steps.next_wanted(n) for n in known)
             self._prober.begin_batch(self._stepper.reader.layers, due=probes)
 
+    @harmless
+    def entered(self, module: nn.Module, args: Any) -> Any:
+        """Take note of a call with which the batch has begun; returns other arguments for it, or None."""
+        return self._prober.entered(module, args)
+
     def before_backward(self, loss: Tensor) -> None:
         """Take the loss before its gradients are computed: its value, and once its graph."""
         if self._stepper is not None and (self.disabled_reason is None or self.settings.acts):
@@ -287,6 +307,12 @@ class Watch:
     def before_zero_grad(self) -> None:
         """Forget the losses so far: their gradients are about to be zeroed, and no step uses them."""
         self._losses.take()
+
+    @harmless
+    def forget_passes(self) -> None:
+        """Forget the passes since the last step, losses and signals: their gradients were zeroed, and no step uses them."""
+        self._losses.take()
+        self._prober.forget()
 
     def before_step(
         self,
@@ -341,6 +367,7 @@ class Watch:
 
     def _open(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None) -> None:
         self._record.expects(about.number, self._due_before)
+        self._optimizer_labels[about.number] = describe_optimizer(about.optimizer).kind
         again = self._steps.pending.get(about.number)
         self._steps.pending[about.number] = PendingStep(
             about.step,
@@ -552,16 +579,21 @@ class Watch:
         for optimizer, step, loss in known.losses:
             self.history.set_loss(optimizer, step, loss)
 
-    def finish(self) -> tuple[Diagnosis, ...]:
+    def finish(self, error: BaseException | None = None) -> tuple[Diagnosis, ...]:
         """Settle what is pending, close the sinks and say how it went; also after an error, ours or another's.
+
+        Args:
+            error: What has ended training, None where it came to its end.
 
         Returns:
             The faults that were told and that no ``end_batch`` has returned.
         """
         onsets, sinks = self._end_batch(wait=True), self._record.sinks
         with self.timed():
+            sinks.end(*self._ending(error))
             sinks.close()
-        drawn = not any(isinstance(sink, PictureSink) for sink in sinks.failed)
+        failed = sum(any(isinstance(sink, kind) for sink in sinks.failed) for kind in (PictureSink, HeatmapSink))
+        drawn = self._picture, f"{self._picture} (not all of it, see above)", "could not be written, see above"
         self._record.sinks = SinkRow((), self._teller.logger)
         share = self.seconds / max(time.perf_counter() - self._began, 1e-9)
         self._teller.say(
@@ -569,17 +601,23 @@ class Watch:
                 self._record.num_readings,
                 self.overflowed_steps,
                 self.diagnoses,
-                self._picture if drawn else "could not be written, see above",
+                drawn[failed],
                 f"{self.seconds:.1f} s, {share:.1%} of the run",
                 self.disabled_reason,
                 self.skipped_steps,
             )
         )
         if self._stepper is not None:
+            self._layer_kinds = self._kinds()
             self._known = tuple(map(KnownLayer.of, self._stepper.reader.layers))
         self._stepper = None
         self._prober.stop()
         return onsets
+
+    def _ending(self, error: BaseException | None) -> tuple[str, str]:
+        if self.disabled_reason is not None:
+            return "switched off", self.disabled_reason
+        return ("completed", "") if error is None else ("error", f"{type(error).__name__}: {error}".rstrip(": "))
 
     def disable(self, reason: str, error: BaseException | None = None) -> None:
         """Switch off after a failure of our own: said once here, and again in the closing lines."""
@@ -618,6 +656,43 @@ class Watch:
         if self.disabled_reason is not None:
             raise AssertionError(f"GradWatch was switched off, so nothing is known: {self.disabled_reason}")
         assert_healthy(self.diagnoses, self._record.num_readings, len(self.history.layers), symptoms, after_step)
+
+    def recorded(self) -> Run:
+        """Return what is remembered, as the page shows it."""
+        told = Told(
+            self._optimizer_labels,
+            self._kinds(),
+            self.settings.vanishing_threshold,
+            self.settings.exploding_threshold,
+            self.disabled_reason,
+        )
+        name = "this run" if self._directory is None else self._directory.name
+        return recorded_run(name, self.history, self.probes, self.diagnoses, told)
+
+    def _kinds(self) -> dict[str, str]:
+        if self._stepper is None:
+            return self._layer_kinds
+        return {about.name: about.kind for about in self._stepper.reader.descriptions}
+
+    def page(self) -> str:
+        """Return what is remembered as the HTML of a page, of bounded size."""
+        return page_of(self.recorded())
+
+    def show(self) -> Path | None:
+        """Display the page in a notebook, else write it and say where; see ``GradWatch``."""
+        path = show_run(self.recorded(), self._directory)
+        if path is not None:
+            self._teller.say(f"GradWatch  page       {path}")
+        return path
+
+    def save(self, path: str | Path) -> Path:
+        """Write what is remembered as a page, Markdown or JSON; see ``GradWatch``."""
+        return save_run(self.recorded(), path)
+
+    def plot(self, quantity: str = "norms", *, optimizer: int = 0, ax: Axes | None = None) -> Figure:
+        """Draw a quantity as a matplotlib figure; see ``GradWatch``."""
+        figure: Figure = drawing("plot").plot_run(self.recorded(), quantity, optimizer, ax)
+        return figure
 
     def stops(self, onsets: Sequence[Diagnosis]) -> bool:
         """Tell whether training should end because of what began in the batch."""

@@ -80,12 +80,12 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values that JSON can hold; numbers that are not finite become strings."""
-        plain = {name: _plain(value) for name, value in self.__dict__.items() if name not in ("symptom", "remedies")}
+        values = {name: plain(value) for name, value in self.__dict__.items() if name not in ("symptom", "remedies")}
         advice = [
-            {"title": r.title, "reason": r.reason, "code": r.code} | ({"effect": _plain(r.effect)} if r.effect else {})
+            {"title": r.title, "reason": r.reason, "code": r.code} | ({"effect": plain(r.effect)} if r.effect else {})
             for r in self.remedies
         ]
-        return {**plain, "symptom": self.symptom.value, "remedies": advice}
+        return {**values, "symptom": self.symptom.value, "remedies": advice}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
@@ -94,15 +94,21 @@ class Diagnosis:
         return replace(cls(rule=values["rule"], symptom=known["symptom"]), **known)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return plain values that JSON can hold; numbers that are not finite become strings.
+
+    Example:
+        >>> plain({"lr": float("inf"), "betas": (0.9, 0.99)})
+        {'lr': 'inf', 'betas': [0.9, 0.99]}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, (np.generic, np.ndarray)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 

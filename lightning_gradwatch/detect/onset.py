@@ -23,10 +23,12 @@ class Changes:
     Attributes:
         onsets: Faults that began or became a warning in this reading, and are to be told.
         recoveries: Faults that are over since this reading, and whose onset was told.
+        muted: Faults that began in this reading and that the person does not want to hear of.
     """
 
     onsets: tuple[Diagnosis, ...] = ()
     recoveries: tuple[Diagnosis, ...] = ()
+    muted: tuple[Diagnosis, ...] = ()
 
 
 class OnsetTracker:

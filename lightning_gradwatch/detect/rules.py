@@ -90,12 +90,35 @@ def heard(findings: Iterable[Diagnosis], ignore: Sequence[str]) -> list[Diagnosi
         >>> [kept.layers for kept in heard([finding], ["vanishing:encoder.*"])], heard([finding], ["vanishing"])
         ([('head',)], [])
     """
+    return _sifted(findings, ignore, muted=False)
+
+
+def muted(findings: Iterable[Diagnosis], ignore: Sequence[str]) -> list[Diagnosis]:
+    """Leave what the person has muted, and nothing else: the other part of ``heard``.
+
+    Args:
+        findings: What the rules say.
+        ignore: See ``check_ignored``.
+
+    Returns:
+        The findings of muted rules, and of muted layers.
+
+    Example:
+        >>> from lightning_gradwatch.detect.diagnosis import Symptom
+        >>> finding = Diagnosis("vanishing.depth", Symptom.VANISHING, layers=("encoder.0", "head"))
+        >>> [kept.layers for kept in muted([finding], ["vanishing:encoder.*"])]
+        [('encoder.0',)]
+    """
+    return _sifted(findings, ignore, muted=True)
+
+
+def _sifted(findings: Iterable[Diagnosis], ignore: Sequence[str], *, muted: bool) -> list[Diagnosis]:
     kept = []
     for finding in findings:
         patterns = [
             layers or "*" for rule, _, layers in (e.partition(":") for e in ignore) if _covers(rule, finding.rule)
         ]
-        layers = tuple(name for name in finding.layers if not any(fnmatchcase(name, p) for p in patterns))
+        layers = tuple(name for name in finding.layers if any(fnmatchcase(name, p) for p in patterns) is muted)
         if layers:
             kept.append(finding if layers == finding.layers else replace(finding, layers=layers))
     return kept

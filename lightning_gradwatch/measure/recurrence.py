@@ -30,9 +30,9 @@ class Tap:
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self._call = call
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call what it was made for."""
-        return None if self._call is None else self._call(module, args, kwargs)
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        """Call what it was made for; without named arguments torch calls one that was removed a moment ago."""
+        return None if self._call is None or kwargs is None else self._call(module, args, kwargs)
 
     def __reduce__(self) -> tuple[type[Tap], tuple[()]]:
         """Copy and pickle nothing of the probe."""

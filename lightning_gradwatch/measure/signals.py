@@ -135,12 +135,31 @@ class SignalProbe:
         self._columns = {id(module): column for column, module in modules.items()}
         # torch's hooks for all modules: a module with one of its own leaves the fast path of attention in eval mode,
         # and whoever copies or pickles the module would copy the hook.
-        self._handles.append(register_module_forward_pre_hook(self._enter))
+        self._handles.append(register_module_forward_pre_hook(partial(self._enter, self._starts)))
         self._handles.append(register_module_forward_hook(self._output))
         for column, module in modules.items():
             if isinstance(module, nn.RNNBase):
                 tap = Tap(partial(self._tap, column))
                 self._handles.append(module.register_forward_pre_hook(tap, with_kwargs=True))
+
+    def entered(self, module: nn.Module, args: Any) -> Any:
+        """Do what the hooks would have done for a call under way: it began before they were in place.
+
+        Args:
+            module: What is being called.
+            args: With what.
+
+        Returns:
+            Other arguments to call it with, None for the same.
+        """
+        if not self.running:
+            return None
+        self._enter(self._starts, module, args)
+        column = self._columns.get(id(module))
+        if column is None or not isinstance(module, nn.RNNBase):
+            return None
+        tapped = self._tap(column, module, args, {})
+        return None if tapped is None else tapped[0]
 
     def pause(self) -> None:
         """The backward pass begins."""
@@ -176,6 +195,10 @@ class SignalProbe:
             self._listens = True
             self._mode.listen()
 
+    def forget(self) -> None:
+        """Drop what was recorded: its gradients were zeroed, and no step will use them."""
+        self._signals.open, self._signals = False, Signals()
+
     def end(self) -> None:
         """Remove every hook; what was recorded stays for a step that is yet to come (accumulation)."""
         for handle in (*self._handles, *self._tensor_handles):
@@ -184,7 +207,7 @@ class SignalProbe:
         self._tensor_handles.clear()
         self._columns.clear()
         self._layers = ()
-        self._starts.clear()
+        self._starts = {}
         self._cuts = CutTensors()
         self._listens = self._waits = self._in_backward = False
         self._mode.rest()
@@ -209,7 +232,10 @@ class SignalProbe:
         # Without Lightning's hooks around it, autograd itself tells that this is a recomputation.
         return self._listens and not self.failure and torch._C._current_graph_task_id() == -1
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, starts: dict[int, list[int]], module: nn.Module, args: Any) -> None:
+        # A call that is under way when hooks are removed calls the removed ones, too.
+        if starts is not self._starts:
+            return
         self._mode.stand_aside(module)
         column = self._columns.get(id(module))
         if column is not None and self._hears():

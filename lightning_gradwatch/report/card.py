@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.report.step_report import StepReport
+from lightning_gradwatch.report.verdict import verdict_of, word_of
 
 
 class CardSink:
@@ -32,7 +33,7 @@ class CardSink:
 
 
 def card(diagnoses: Sequence[Diagnosis], num_readings: int) -> str:
-    """Write the diagnoses as Markdown: a table, then what to do about each.
+    """Write the diagnoses as Markdown: the verdict, a table, then what to do about each.
 
     Args:
         diagnoses: All faults so far.
@@ -47,20 +48,22 @@ def card(diagnoses: Sequence[Diagnosis], num_readings: int) -> str:
     """
     if not diagnoses:
         return f"No fault in {num_readings} readings."
-    rows = ["| step | what | layers | rule | until |", "|---|---|---|---|---|"]
+    rows = ["| when | what | layers | rule |", "|---|---|---|---|"]
     for d in diagnoses:
-        until = "lasts" if d.recovered_at is None else f"step {d.recovered_at}"
-        what = (
-            f"**{d.symptom.value}**: {d.message}"
-            if d.severity == "warning"
-            else f"notice, {d.symptom.value}: {d.message}"
-        )
-        rows.append(f"| {d.step} | {_cell(what)} | {_cell(_layers(d))} | {d.rule} | {until} |")
-    return "\n".join(rows) + "\n\n" + "\n\n".join(_section(d) for d in diagnoses)
+        # Words: TensorBoard breaks a lone number in a narrow column between its digits.
+        when = f"since step {d.step}" if d.recovered_at is None else f"steps {d.step} to {d.recovered_at}"
+        rows.append(f"| {when} | {_cell(f'{_what(d)}: {d.message}')} | {_cell(_layers(d))} | {d.rule} |")
+    parts = [f"**{', '.join(verdict_of(diagnoses))}**", "\n".join(rows), *(_section(d) for d in diagnoses)]
+    return "\n\n".join(parts)
+
+
+def _what(diagnosis: Diagnosis) -> str:
+    word = word_of(diagnosis)
+    return f"**{word}**" if diagnosis.severity == "warning" else f"notice, {word.lower()}"
 
 
 def _section(diagnosis: Diagnosis) -> str:
-    lines = [f"#### step {diagnosis.step}: {diagnosis.symptom.value}"]
+    lines = [f"#### step {diagnosis.step}: {word_of(diagnosis).lower()}"]
     lines += [
         f"- {label}: {text}" for label, text in (("measured", diagnosis.measured), ("why", diagnosis.cause)) if text
     ]

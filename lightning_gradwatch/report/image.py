@@ -13,7 +13,18 @@ from lightning_gradwatch.report import palette
 from lightning_gradwatch.report.axes import draw_layers, draw_scale, draw_steps
 from lightning_gradwatch.report.layout import Integers, Layout, ascii_of, elide, elide_letters, plan_layout
 from lightning_gradwatch.report.palette import Color
-from lightning_gradwatch.report.pen import FAINT, LABEL_SIZE, MARGIN, TEXT_SIZE, TITLE_SIZE, WIDTH, WORD_SIZE, Pen
+from lightning_gradwatch.report.pen import (
+    FAINT,
+    INK,
+    LABEL_SIZE,
+    MARGIN,
+    TEXT_SIZE,
+    TICK_SIZE,
+    TITLE_SIZE,
+    WIDTH,
+    WORD_SIZE,
+    Pen,
+)
 
 MAX_LISTED_MARKS = 4
 # Red, and an amber dark enough to read.
@@ -24,6 +35,12 @@ MARK_COLORS: dict[str, Color] = {"warning": (200, 16, 24), "notice": (176, 104, 
 class Mark:
     """Name an onset to point at.
 
+    Attributes:
+        step: Where.
+        text: What, in a few words.
+        severity: Its color.
+        lasts: Whether it is not over; what lasts is listed first.
+
     Example:
         >>> Mark(37, "VANISHING 18 layers").severity
         'warning'
@@ -32,6 +49,7 @@ class Mark:
     step: int
     text: str
     severity: Literal["warning", "notice"] = "warning"
+    lasts: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,9 @@ class Heatmap:
         vanishing_threshold: The user's own; anchors the colors where given.
         exploding_threshold: The user's own; anchors the colors where given.
         marks: Onsets to point at.
-        title: Headline of the picture.
+        title: What is drawn.
+        verdict: How the run fares, in parts: as many as fit stand large below the title.
+        alarm: Whether the verdict is a warning.
 
     Example:
         >>> norms = np.full((3, 2), 0.1)
@@ -62,6 +82,8 @@ class Heatmap:
     exploding_threshold: float | None = None
     marks: tuple[Mark, ...] = ()
     title: str = "gradient norm per layer (log10)"
+    verdict: tuple[str, ...] = ()
+    alarm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes disagree.
@@ -94,35 +116,44 @@ def draw_heatmap(heatmap: Heatmap) -> npt.NDArray[np.uint8]:
     cells = _cells(heatmap, layout, anchors)
     bottom = int(layout.row_edges[-1])
     listed = min(len(heatmap.marks), MAX_LISTED_MARKS) + (len(heatmap.marks) > MAX_LISTED_MARKS)
-    height = bottom + 150 + 20 * listed
+    height = bottom + 214 + 22 * listed
     pen = Pen(Image.new("RGB", (WIDTH, height), (255, 255, 255)))
-    _draw_head(pen, heatmap, layout)
+    _draw_head(pen, heatmap)
     draw_steps(pen, layout, heatmap.steps)
     _draw_cells(pen, heatmap, layout, cells)
     draw_layers(pen, layout)
-    draw_scale(pen, anchors, bottom + 58)
-    _draw_symbols(pen, heatmap, cells, bottom + 126)
-    _draw_marks(pen, heatmap, layout, bottom + 152)
+    draw_scale(pen, anchors, bottom + 82)
+    _draw_symbols(pen, heatmap, cells, bottom + 160)
+    _draw_marks(pen, heatmap, layout, bottom + 192)
+    _draw_notes(pen, heatmap, layout, height - 12)
     return np.array(pen.image, dtype=np.uint8)
 
 
-def _draw_head(pen: Pen, heatmap: Heatmap, layout: Layout) -> None:
-    """Draw the title and one line on what was left out or put together."""
-    room = WIDTH - 2 * MARGIN
-    title = elide_letters(ascii_of(heatmap.title), pen.fits(TITLE_SIZE, room))
-    pen.text(MARGIN, 20, title, TITLE_SIZE)
-    notes = []
+def _draw_head(pen: Pen, heatmap: Heatmap) -> None:
+    """Draw what is shown and how the run fares, large enough for a thumbnail."""
+    fits = pen.fits(TITLE_SIZE, WIDTH - 2 * MARGIN)
+    pen.text(MARGIN, 24, elide_letters(ascii_of(heatmap.title), fits), TITLE_SIZE)
+    parts = [ascii_of(part) for part in heatmap.verdict]
+    number = next((n for n in range(len(parts), 0, -1) if fits(_verdict(parts, n))), 1)
+    if parts:
+        color = MARK_COLORS["warning"] if heatmap.alarm else INK
+        pen.text(MARGIN, 64, elide_letters(_verdict(parts, number), fits), TITLE_SIZE, color)
+
+
+def _verdict(parts: list[str], number: int) -> str:
+    rest = len(parts) - number
+    return ", ".join(parts[:number]) + (f", {rest} more" if rest else "")
+
+
+def _draw_notes(pen: Pen, heatmap: Heatmap, layout: Layout, y: int) -> None:
+    """Draw one line on what was left out or put together."""
+    notes = [elide(f"names begin with {layout.prefix}", pen.fits(LABEL_SIZE, WIDTH // 3))] if layout.prefix else []
     if layout.layers_per_row > 1:
         notes.append(f"{layout.layers_per_row} layers a row (most abnormal)")
     readings = int(np.bincount(layout.column_of_reading).max()) if len(heatmap.steps) else 0
     if readings > 1:
         notes.append(f"up to {readings} readings a column (median)")
-    note = ", ".join(notes)
-    pen.text(WIDTH - MARGIN, 46, note, LABEL_SIZE + 1, FAINT, align=1.0)
-    if layout.prefix:
-        left = room - pen.width(note, LABEL_SIZE + 1) - 20
-        name = elide(f"{layout.prefix}*", pen.fits(LABEL_SIZE + 1, left))
-        pen.text(MARGIN, 46, name, LABEL_SIZE + 1, FAINT)
+    pen.text(MARGIN, y, ", ".join(notes), LABEL_SIZE, FAINT)
 
 
 @dataclass(frozen=True)
@@ -166,32 +197,32 @@ def _draw_symbols(pen: Pen, heatmap: Heatmap, cells: _Cells, y: int) -> None:
         palette.NAN: "NaN",
         palette.INF: "infinite",
         palette.ZERO: "exactly zero",
-        palette.ABSENT: "no gradient (not trained at that step)",
+        palette.ABSENT: "no gradient",
     }
     if not len(heatmap.steps) or not heatmap.layers:
         return
     found = [code for code in states if (cells.codes == code).any()]
     x = MARGIN
     for code in found:
-        pen.paste(x, y - 8, np.full((16, 30), code, dtype=np.uint8))
-        pen.draw.rectangle((x - 1, y - 9, x + 30, y + 8), outline=FAINT)
-        x = pen.text(x + 38, y, states[code], TEXT_SIZE) + 24
+        pen.paste(x, y - 12, np.full((24, 36), code, dtype=np.uint8))
+        pen.draw.rectangle((x - 1, y - 13, x + 36, y + 12), outline=FAINT)
+        x = pen.text(x + 44, y, states[code], TICK_SIZE) + 22
     if cells.extreme.any():
-        pen.draw.rectangle((x + 6, y - 3, x + 9, y + 3), fill=MARK_COLORS["warning"])
-        pen.text(x + 16, y, "peak > 100x median", TEXT_SIZE)
+        pen.draw.rectangle((x + 4, y - 8, x + 9, y + 8), fill=MARK_COLORS["warning"])
+        pen.text(x + 16, y, "peak > 100x", TICK_SIZE)
     elif not found:
-        pen.text(x, y, "no NaN, no infinity, no exact zero, every layer has a gradient", TEXT_SIZE, FAINT)
+        pen.text(x, y, "no NaN, no infinity, no exact zero, every layer has a gradient", TICK_SIZE, FAINT)
 
 
 def _draw_marks(pen: Pen, heatmap: Heatmap, layout: Layout, y: int) -> None:
     """Point at each onset from above the plot and list the most severe below."""
-    severe = sorted(heatmap.marks, key=lambda mark: (mark.severity != "warning", mark.step))
+    severe = sorted(heatmap.marks, key=lambda mark: (mark.severity != "warning", not mark.lasts, mark.step))
     listed = sorted(severe[:MAX_LISTED_MARKS], key=lambda mark: mark.step)
     top, bottom = int(layout.row_edges[0]), int(layout.row_edges[-1])
     for mark in reversed(severe):
         if len(heatmap.steps) and layout.first_step <= mark.step <= layout.last_step:
             x, color = layout.x_of(mark.step), MARK_COLORS[mark.severity]
-            pen.triangle(x, top - 2, 16, color)
+            pen.triangle(x, top - 2, 24, color)
             pen.draw.line((x, top, x, bottom - 1), fill=(255, 255, 255))
             for start in range(top, bottom, 8):
                 pen.draw.line((x, start, x, min(start + 4, bottom - 1)), fill=color)
@@ -200,6 +231,6 @@ def _draw_marks(pen: Pen, heatmap: Heatmap, layout: Layout, y: int) -> None:
         text = ascii_of(f"step {mark.step}  {mark.text}")
         text = elide_letters(text, pen.fits(TEXT_SIZE, WIDTH - 2 * MARGIN - 24))
         pen.text(MARGIN + 24, y, text, TEXT_SIZE, MARK_COLORS[mark.severity])
-        y += 20
+        y += 22
     if len(severe) > len(listed):
         pen.text(MARGIN + 24, y, f"+ {len(severe) - len(listed)} more", TEXT_SIZE, FAINT)

@@ -16,11 +16,11 @@ from lightning_gradwatch.report.pen import LABEL_SIZE, MARGIN, WIDTH, Pen
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
-MAX_PLOT_HEIGHT = 430  # with everything around it, the picture stays below 760 pixels
+MAX_PLOT_HEIGHT = 400  # with everything around it, the picture stays below 850 pixels
 MAX_ROW_HEIGHT = 22
 MIN_COLUMN_WIDTH = 3  # narrower columns vanish in TensorBoard's thumbnails
 MAX_LABEL_WIDTH = 230
-PLOT_TOP = 78
+PLOT_TOP = 122
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def plan_layout(layers: Sequence[str], readings: Integers) -> Layout:
         >>> layout.layers_per_row, layout.prefix, layout.labels[0]
         (3, 'net.', '0')
     """
-    prefix, labels = _split_prefix(tuple(ascii_of(name) for name in layers))
+    prefix, labels = split_prefix(tuple(ascii_of(name) for name in layers))
     layers_per_row = max(1, math.ceil(len(labels) / MAX_PLOT_HEIGHT))
     rows = max(1, math.ceil(len(labels) / layers_per_row))
     height = min(MAX_PLOT_HEIGHT, rows * MAX_ROW_HEIGHT)
@@ -78,7 +78,7 @@ def plan_layout(layers: Sequence[str], readings: Integers) -> Layout:
     measure = Pen(Image.new("RGB", (1, 1)))
     longest = sorted(labels, key=len)[-40:]  # measuring thousands of names costs more than drawing
     widest = max((measure.width(label, LABEL_SIZE) for label in longest), default=0)
-    left = MARGIN + 24 + max(60, min(widest, MAX_LABEL_WIDTH)) + 10
+    left = MARGIN + 24 + max(70, min(widest, MAX_LABEL_WIDTH)) + 10
     order = np.argsort(readings, kind="stable").astype(np.int64)
     steps = np.asarray(readings, dtype=np.float64)[order]
     gap = float(np.median(np.diff(np.unique(steps)))) if len(np.unique(steps)) > 1 else 1.0
@@ -111,7 +111,7 @@ def ascii_of(text: str) -> str:
     return re.sub(r"[^\x20-\x7e]", "?", text)
 
 
-def _split_prefix(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def split_prefix(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Split off the dotted prefix that all names share."""
     if len(names) < 2:
         return "", names

@@ -6,7 +6,9 @@ imports neither for this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from lightning_gradwatch.report.card import CardSink
+from lightning_gradwatch.report.heatmap import HeatmapSink
 from lightning_gradwatch.report.jsonl import JsonlSink
 from lightning_gradwatch.report.log import LogSink
+from lightning_gradwatch.report.page_sink import PageSink
 from lightning_gradwatch.report.picture import PictureSink, Show, to_file
 from lightning_gradwatch.report.scalars import ScalarSink
 from lightning_gradwatch.report.sink import Sink
+from lightning_gradwatch.report.summaries import EventFile, LoggerFile, OwnFile
 
 
 def is_a(logger: object, name: str) -> bool:
@@ -40,16 +45,18 @@ def sinks_for(
     per_layer_scalars: bool = False,
     vanishing_threshold: float | None = None,
     exploding_threshold: float | None = None,
+    page: Callable[[], str] | None = None,
 ) -> list[Sink]:
-    """Make the sinks of a run: log, scalars, picture, card and file.
+    """Make the sinks of a run: log, scalars, picture, heatmap, card and file.
 
     Args:
         loggers: The Trainer's loggers.
         directory: The log directory, None where nothing may be written (``fast_dev_run``).
-        heatmap: Whether the picture is drawn.
+        heatmap: Whether the picture is drawn, and its data written.
         per_layer_scalars: Whether each layer's norm is logged.
         vanishing_threshold: The person's own; anchors the colors of the picture.
         exploding_threshold: The person's own; anchors the colors of the picture.
+        page: Makes the interactive page, for Weights & Biases at the end of training; None for none.
 
     Returns:
         The sinks, the training log first.
@@ -61,14 +68,17 @@ def sinks_for(
         shows = _shows(real, directory)
         if shows:
             sinks.append(PictureSink(shows, vanishing_threshold, exploding_threshold))
+        sinks += [HeatmapSink(file, vanishing_threshold, exploding_threshold) for file in _files(real, directory)]
     sinks += [_card(logger) for logger in real if is_a(logger, "TensorBoardLogger")]
+    if heatmap and page is not None:
+        sinks += [PageSink(_wandb_page(logger), page) for logger in real if is_a(logger, "WandbLogger")]
     if directory is not None:
         sinks.append(JsonlSink(directory))
     return sinks
 
 
 def picture_place(loggers: Sequence[Any], directory: Path | None, *, heatmap: bool = True) -> str:
-    """Say where the person finds the picture."""
+    """Say where the person finds the picture: a command to copy, or a path and a command."""
     if not heatmap:
         return "switched off (heatmap=False)"
     for logger in loggers:
@@ -76,13 +86,18 @@ def picture_place(loggers: Sequence[Any], directory: Path | None, *, heatmap: bo
             return f"tensorboard --logdir {logger.log_dir}"
     if any(is_a(logger, "WandbLogger") for logger in loggers):
         return "gradwatch/heatmap in Weights & Biases"
-    return (
-        "none (this kind of run writes no files)" if directory is None else str(directory / "gradwatch" / "heatmap.png")
-    )
+    if directory is None:
+        return "none (this kind of run writes no files)"
+    return f"{directory / 'gradwatch'} (gradwatch report {directory} shows it)"
 
 
 def _more(directory: Path | None) -> str:
-    return "" if directory is None else str(directory / "gradwatch" / "diagnoses.jsonl")
+    return "" if directory is None else f"gradwatch report {directory}"
+
+
+def _files(loggers: Sequence[Any], directory: Path | None) -> list[EventFile]:
+    files: list[EventFile] = [LoggerFile(logger) for logger in loggers if is_a(logger, "TensorBoardLogger")]
+    return files or ([] if directory is None else [OwnFile(directory / "gradwatch")])
 
 
 def _scalars(logger: Any, per_layer: bool) -> ScalarSink:
@@ -113,6 +128,15 @@ def _wandb_show(logger: Any) -> Show:
     def show(tag: str, picture: npt.NDArray[np.uint8], step: int) -> None:
         # As a picture: of an array wandb before 0.21 makes one by dividing it by its range.
         logger.log_image(key=tag, images=[Image.fromarray(picture)], step=step)
+
+    return show
+
+
+def _wandb_page(logger: Any) -> Callable[[str, int], None]:
+    def show(page: str, step: int) -> None:
+        # As a stream: of a text wandb first asks whether it is the name of a file.
+        wandb: Any = importlib.import_module("wandb")
+        logger.log_metrics({"gradwatch/report": wandb.Html(io.StringIO(page), inject=False)}, step=step)
 
     return show
 

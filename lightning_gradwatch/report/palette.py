@@ -214,6 +214,16 @@ def color_codes(norms: Norms, present: Mask, anchors: Anchors) -> Codes:
     return codes
 
 
+def table() -> Codes:
+    """Return the color of each code, ``[256, 3]``; not to be changed.
+
+    Example:
+        >>> table()[INF].tolist()
+        [255, 214, 0]
+    """
+    return _TABLE
+
+
 def scale_codes(length: int) -> Codes:
     """Return the codes of the whole ramp, from small to large, for a color bar.
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.report.image import Heatmap, Mark, draw_heatmap
+from lightning_gradwatch.report.log import plural
 from lightning_gradwatch.report.step_report import StepReport
+from lightning_gradwatch.report.verdict import verdict_of, word_of
 
 # TensorBoard keeps ten pictures of a tag; a run draws at most twice as many, the last one always.
 MAX_PICTURES = 20
@@ -89,6 +91,7 @@ def heatmap_of(report: StepReport, vanishing: float | None = None, exploding: fl
     ever: npt.NDArray[np.bool_] = np.logical_or.reduce(history.present[rows], axis=0)
     order = np.array(history.order, dtype=np.int64)
     columns = order[ever[order]] if ever.any() else order
+    own = [d for d in report.diagnoses if d.optimizer == number]
     label = f", {report.optimizer_label.replace('_', ' ')}" if report.optimizer_label else ""
     return Heatmap(
         layers=tuple(history.layers[column] for column in columns),
@@ -97,14 +100,18 @@ def heatmap_of(report: StepReport, vanishing: float | None = None, exploding: fl
         present=history.present[np.ix_(rows, columns)],
         vanishing_threshold=vanishing,
         exploding_threshold=exploding,
-        marks=tuple(_mark(d) for d in report.diagnoses if d.optimizer == number),
+        marks=tuple(map(_mark, own)),
         title=f"gradient norm per layer{label}",
+        verdict=verdict_of(own),
+        alarm=any(d.severity == "warning" and d.recovered_at is None for d in own),
     )
 
 
 def _mark(diagnosis: Diagnosis) -> Mark:
-    count = f"{len(diagnosis.layers)} layer" + ("s" if len(diagnosis.layers) > 1 else "")
-    return Mark(diagnosis.step, f"{diagnosis.symptom.value.upper()} {count}", diagnosis.severity)
+    count = f"{len(diagnosis.layers)} {plural('layer', len(diagnosis.layers))}"
+    lasts = diagnosis.recovered_at is None
+    until = "" if lasts else f", until step {diagnosis.recovered_at}"
+    return Mark(diagnosis.step, f"{word_of(diagnosis)} {count}{until}", diagnosis.severity, lasts)
 
 
 def to_file(directory: str | Path) -> Show:

@@ -6,6 +6,8 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +16,14 @@ from lightning_gradwatch.measure.snapshot import FloatArray
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.health import assert_healthy
 from lightning_gradwatch.report.log import block, named, plural
+from lightning_gradwatch.report.optional import drawing
+from lightning_gradwatch.report.recorded import examined_run
+from lightning_gradwatch.report.show import show_run
 from lightning_gradwatch.report.ways_out import HOW, SHOWN, did_in_words, ways_out
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MAX_ROWS = 40
 
@@ -89,6 +98,29 @@ class Report:
         parts += [f"*{note}*" for note in self.notes]
         return "\n\n".join([*parts, self._table()]) + "\n"
 
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the signal and the gradient that reaches each layer along depth; needs ``lightning-gradwatch[plot]``.
+
+        Args:
+            ax: Where to draw; the axes of a new figure of its own by default.
+
+        Returns:
+            The matplotlib figure; a notebook shows it.
+
+        Raises:
+            ImportError: If matplotlib is missing.
+        """
+        figure: Figure = drawing("depth_plot").plot_report(self, self._headline(), ax)
+        return figure
+
+    def show(self) -> Path | None:
+        """Show signal and gradient as the interactive page: in a notebook right there, else as a file.
+
+        Returns:
+            The file, in the system's temporary directory; None in a notebook.
+        """
+        return show_run(examined_run(self))
+
     def __str__(self) -> str:
         """Return it as plain lines: what is wrong with its ways out, and what could not be done."""
         blocks = (self._block(diagnosis) for diagnosis in self.diagnoses)
@@ -101,7 +133,9 @@ class Report:
             for name, signal, delta in self._rows()
         )
         head = "<tr><th>layer</th><th>signal</th><th>gradient reaching it</th></tr>"
-        return f"<pre>{html.escape(str(self))}</pre><table>{head}{rows}</table>{html.escape(self._left_out())}"
+        # Notebooks choose a font of their own, and columns of words need one letter width.
+        text = f'<pre style="font-family:monospace;white-space:pre-wrap">{html.escape(str(self))}</pre>'
+        return f"{text}<table>{head}{rows}</table>{html.escape(self._left_out())}"
 
     def _block(self, diagnosis: Diagnosis) -> str:
         number = len(self.layers)

@@ -13,8 +13,9 @@ from lightning_gradwatch.report.step_report import StepReport
 class Sink(Protocol):
     """Anything that takes reports; called on rank zero only.
 
-    A sink may also have ``flush()``, called after each batch, in which several optimizers may have stepped, and
-    ``deactivate(log_step)``, called when GradWatch had to switch itself off.
+    A sink may also have ``flush()``, called after each batch, in which several optimizers may have stepped,
+    ``deactivate(log_step)``, called when GradWatch had to switch itself off, and ``end(reason, detail)``, called before
+    ``close()`` with ``"completed"``, ``"error"`` or ``"switched off"``.
 
     Example:
         >>> class Onsets:
@@ -65,6 +66,10 @@ class SinkRow:
     def deactivate(self, log_step: int) -> None:
         """Tell the sinks that care that GradWatch is switched off."""
         self._each(lambda sink: getattr(sink, "deactivate", lambda _: None)(log_step))
+
+    def end(self, reason: str, detail: str) -> None:
+        """Tell the sinks that care how the run has ended."""
+        self._each(lambda sink: getattr(sink, "end", lambda *_: None)(reason, detail))
 
     def close(self) -> None:
         """Close every sink."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.measure.history import GradientHistory
-from lightning_gradwatch.measure.snapshot import GradientSnapshot
+from lightning_gradwatch.measure.snapshot import GradientSnapshot, LayerDescription, SignalSnapshot
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,10 @@ class StepReport:
         due: Whether the logging interval asks for scalars now.
         skipped_steps: How many steps were dropped so far because of non-finite gradients.
         clips: Whether a clipper of GradWatch is set.
+        signals: What the signal probe saw in this step, None without one.
+        muted: Faults that began with it and that the person does not want to hear of: drawn, and nothing else.
+        descriptions: What the layers are, ``[num_layers]``.
+        optimizer_kind: Class of the optimizer, such as ``"Adam"``.
     """
 
     snapshot: GradientSnapshot
@@ -38,3 +42,7 @@ class StepReport:
     due: bool = False
     skipped_steps: int = 0
     clips: bool = False
+    signals: SignalSnapshot | None = None
+    muted: tuple[Diagnosis, ...] = ()
+    descriptions: tuple[LayerDescription, ...] = ()
+    optimizer_kind: str = ""

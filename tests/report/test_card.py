@@ -18,10 +18,12 @@ def test_the_card_is_a_table_with_a_section_for_each_diagnosis() -> None:
     remedies = (Remedy("use relu", "keeps its slope", SICK, code="F.relu(x)"), Remedy("wait", "may pass", SICK))
     over = replace(SICK, severity="notice", layers=("a",), recovered_at=9, measured="", cause="sigmoid")
     assert card([replace(SICK, remedies=remedies), over], 40).split("\n") == [
-        "| step | what | layers | rule | until |",
-        "|---|---|---|---|---|",
-        "| 3 | **vanishing**: little | `a`, `b`, `c`, `d`, `e` and 2 more | vanishing.depth | lasts |",
-        "| 3 | notice, vanishing: little | `a` | vanishing.depth | step 9 |",
+        "**VANISHING since step 3, 1 notice**",
+        "",
+        "| when | what | layers | rule |",
+        "|---|---|---|---|",
+        "| since step 3 | **VANISHING**: little | `a`, `b`, `c`, `d`, `e` and 2 more | vanishing.depth |",
+        "| steps 3 to 9 | notice, vanishing: little | `a` | vanishing.depth |",
         "",
         "#### step 3: vanishing",
         "- measured: 1e-9",
@@ -39,8 +41,8 @@ def test_the_card_is_a_table_with_a_section_for_each_diagnosis() -> None:
 
 def test_bars_in_words_do_not_break_the_table() -> None:
     """A bar is escaped in every cell that holds words."""
-    row = card([replace(SICK, message="|g| is low", layers=("a|b",))], 1).split("\n")[2]
-    assert row.replace("\\|", "").count("|") == 6
+    row = card([replace(SICK, message="|g| is low", layers=("a|b",))], 1).split("\n")[4]
+    assert row.replace("\\|", "").count("|") == 5
 
 
 def test_the_card_is_renewed_at_onsets_recoveries_and_the_end(reports_of) -> None:

@@ -147,7 +147,7 @@ class TestLayers:
         norms[:, 777], norms[:, 1234], norms[:, 1500] = 1e-9, np.nan, np.inf
         heatmap = make(norms, marks=tuple(Mark(0, "x") for _ in range(9)))
         assert layout_of(heatmap).layers_per_row > 1
-        assert draw_heatmap(heatmap).shape[0] <= 760
+        assert draw_heatmap(heatmap).shape[0] <= 850
         assert palette.BELOW_COLOR in colors(heatmap, 1, 777)
         assert palette.NAN_COLOR in colors(heatmap, 1, 1234)
         assert colors(heatmap, 1, 1500) == {palette.INF_COLOR}
@@ -183,7 +183,34 @@ class TestMarks:
         marks = (*(Mark(i, "low", "notice") for i in range(6)), Mark(9, "VANISHING"))
         monkeypatch.setattr(image, "draw_scale", lambda *_: None)
         draw_heatmap(make(np.full((10, 1), 0.1), marks=marks))
-        assert written[-5:] == ["step 0  low", "step 1  low", "step 2  low", "step 9  VANISHING", "+ 3 more"]
+        assert written[-6:-1] == ["step 0  low", "step 1  low", "step 2  low", "step 9  VANISHING", "+ 3 more"]
+
+    def test_what_lasts_is_listed_before_what_is_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Four warnings that are over leave no doubt about the fifth, which lasts."""
+        written: list[str] = []
+        monkeypatch.setattr(Pen, "text", lambda *place, **_: written.append(place[3]) or 0)
+        monkeypatch.setattr(image, "draw_scale", lambda *_: None)
+        marks = (*(Mark(i, "over", lasts=False) for i in range(5)), Mark(9, "NON-FINITE"))
+        draw_heatmap(make(np.full((10, 1), 0.1), marks=marks))
+        assert written[-6:-1] == ["step 0  over", "step 1  over", "step 2  over", "step 9  NON-FINITE", "+ 2 more"]
+
+
+class TestVerdict:
+    """How the run fares, in large letters."""
+
+    def test_the_verdict_is_shortened_by_whole_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What does not fit is counted, and the first part stays."""
+        written: list[str] = []
+        write = Pen.text
+
+        def record(pen: Pen, x: int, y: int, text: str, *rest: object, **more: object) -> int:
+            written.append(text)
+            return write(pen, x, y, text, *rest, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Pen, "text", record)
+        parts = tuple(f"VANISHING since step {step}000" for step in range(5))
+        draw_heatmap(make([[0.1]], verdict=parts, alarm=True))
+        assert written[1] == "VANISHING since step 0000, VANISHING since step 1000, 3 more"
 
 
 class TestDegenerate:

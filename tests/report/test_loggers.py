@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def test_tensorboard_gets_scalars_picture_and_card(lightning, run, tmp_path: Pat
     logger = lightning.loggers.TensorBoardLogger(tmp_path, name="", version="")
     names = play(run, [logger], tmp_path)
     logger.finalize("success")
-    assert names == ["LogSink", "ScalarSink", "PictureSink", "CardSink", "JsonlSink"]
+    assert names == ["LogSink", "ScalarSink", "PictureSink", "HeatmapSink", "CardSink", "JsonlSink"]
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
     tags = events.Tags()
     assert set(SCALARS) <= set(tags["scalars"])
@@ -90,7 +92,7 @@ def test_a_csv_logger_gets_fixed_keys_and_a_file(lightning, run, tmp_path: Path)
     assert logger.experiment is not None
     names = play(run, [logger], tmp_path)
     logger.finalize("success")
-    assert names == ["LogSink", "ScalarSink", "PictureSink", "JsonlSink"]
+    assert names == ["LogSink", "ScalarSink", "PictureSink", "HeatmapSink", "JsonlSink"]
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(rows[0]) == sorted([*SCALARS, "step"])
@@ -108,14 +110,19 @@ def test_a_dummy_logger_gets_nothing(lightning, run) -> None:
 
 def test_without_a_logger_there_are_log_file_and_picture(run, tmp_path: Path) -> None:
     """With logger=False the log directory still gets the diagnoses and the picture."""
-    assert play(run, [], tmp_path) == ["LogSink", "PictureSink", "JsonlSink"]
-    assert sorted(path.name for path in (tmp_path / "gradwatch").iterdir()) == ["diagnoses.jsonl", "heatmap.png"]
+    assert play(run, [], tmp_path) == ["LogSink", "PictureSink", "HeatmapSink", "JsonlSink"]
+    assert sorted(path.name.partition(".")[0] for path in (tmp_path / "gradwatch").iterdir()) == [
+        "diagnoses",
+        "events",
+        "heatmap",
+    ]
 
 
 def test_the_picture_can_be_switched_off(lightning, run, tmp_path: Path) -> None:
-    """With heatmap=False nothing is drawn anywhere; the card stays."""
+    """With heatmap=False nothing is drawn anywhere, and no data of it written; the card stays."""
     logger = lightning.loggers.TensorBoardLogger(tmp_path, name="", version="")
-    assert "PictureSink" not in play(run, [logger], tmp_path, heatmap=False)
+    names = play(run, [logger], tmp_path, heatmap=False)
+    assert names == ["LogSink", "ScalarSink", "CardSink", "JsonlSink"]
     logger.finalize("success")
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []
 
@@ -150,7 +157,7 @@ def test_wandb_gets_scalars_and_pictures(lightning, run, tmp_path: Path, monkeyp
 
     logger = lightning.loggers.WandbLogger(save_dir=str(tmp_path), offline=True, project="gradwatch")
     try:
-        assert play(run, [logger], tmp_path) == ["LogSink", "ScalarSink", "PictureSink", "JsonlSink"]
+        assert play(run, [logger], tmp_path) == ["LogSink", "ScalarSink", "PictureSink", "HeatmapSink", "JsonlSink"]
         summary = dict(logger.experiment.summary)
         files = Path(logger.experiment.dir)
     finally:
@@ -164,6 +171,73 @@ def test_wandb_gets_scalars_and_pictures(lightning, run, tmp_path: Path, monkeyp
     assert (np.asarray(Image.open(pictures[-1]).convert("RGB")) == draw_heatmap(heatmap_of(run[-1]))).all()
 
 
+def test_wandb_gets_the_page_once_at_the_end(lightning, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real offline run keeps the page as it was made, letter by letter, and one of it."""
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.chdir(tmp_path)
+    import wandb
+
+    page = "<!doctype html>\n<p>\u00e9 &lt;" + "x" * 300_000
+    logger = lightning.loggers.WandbLogger(save_dir=str(tmp_path), offline=True, project="gradwatch")
+    try:
+        assert "PageSink" in play(run, [logger], tmp_path, page=lambda: page)
+        told, files = logger.experiment.summary["gradwatch/report"], Path(logger.experiment.dir)
+    finally:
+        wandb.finish()
+    (file,) = (files / "media" / "html" / "gradwatch").glob("report*.html")
+    assert file.read_text(encoding="utf-8") == page
+    assert told["_type"] == "html-file"
+
+
+def test_the_page_is_for_wandb_alone(lightning, run, tmp_path: Path) -> None:
+    """Other loggers have no place for it, and with heatmap=False it is not made."""
+    table = lightning.loggers.CSVLogger(tmp_path / "table", name="", version="")
+    assert "PageSink" not in play(run, [table], tmp_path, page=lambda: str(1 / 0))
+    wandb = type("WandbLogger", (), {"log_metrics": lambda *_, **__: None})()
+    assert "PageSink" not in play(run, [wandb], tmp_path, heatmap=False, page=lambda: str(1 / 0))
+
+
+@pytest.mark.parametrize("fails", ["wandb", "page", "logger"])
+def test_a_page_that_cannot_be_shown_costs_nothing_else(
+    fails: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    """Without wandb, with a page that cannot be made or a logger that refuses it, that sink alone is switched off."""
+
+    class WandbLogger:
+        def __init__(self) -> None:
+            self.pages, self.pictures, self.rows = 0, 0, 0
+
+        def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+            if "gradwatch/report" in metrics:
+                raise ValueError("refused")
+            self.rows += 1
+
+        def log_image(self, **_: Any) -> None:
+            self.pictures += 1
+
+    def page() -> str:
+        if fails == "page":
+            raise MemoryError("too large")
+        return "<p>"
+
+    stand_in = None if fails == "wandb" else types.SimpleNamespace(Html=lambda *_, **__: "html")
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    logger = WandbLogger()
+    row = SinkRow(sinks_for([logger], tmp_path, page=page), logging.getLogger("lightning_gradwatch"))
+    for report in run:
+        row.write(report)
+    row.close()
+    (failed,) = [message for message in caplog.messages if "failed and is switched off" in message]
+    expected = {"wandb": "ModuleNotFoundError", "page": "MemoryError: too large", "logger": "ValueError: refused"}
+    assert failed.startswith("GradWatch  sink PageSink failed")
+    assert expected[fails] in failed
+    assert logger.pictures == 2
+    assert logger.rows == 5
+
+
 def test_the_person_is_told_where_the_picture_is(lightning, tmp_path: Path) -> None:
     """The place follows from the loggers, and is honest where there is none."""
     tensorboard = lightning.loggers.TensorBoardLogger(tmp_path)
@@ -171,13 +245,13 @@ def test_the_person_is_told_where_the_picture_is(lightning, tmp_path: Path) -> N
     wandb = type("WandbLogger", (), {})()
     assert picture_place([table, tensorboard], tmp_path) == f"tensorboard --logdir {tensorboard.log_dir}"
     assert picture_place([table, wandb], tmp_path) == "gradwatch/heatmap in Weights & Biases"
-    assert picture_place([table], tmp_path) == str(tmp_path / "gradwatch" / "heatmap.png")
+    assert picture_place([table], tmp_path) == f"{tmp_path / 'gradwatch'} (gradwatch report {tmp_path} shows it)"
     assert picture_place([], None) == "none (this kind of run writes no files)"
     assert picture_place([tensorboard], tmp_path, heatmap=False) == "switched off (heatmap=False)"
 
 
 def test_a_logger_whose_writer_fails_costs_what_it_would_have_shown(run, tmp_path: Path, caplog) -> None:
-    """The writer is asked for only when something is written; picture and card go, scalars, log and file go on."""
+    """The writer is asked for only when something is written; what needs it goes, scalars, log and file go on."""
 
     class TensorBoardLogger:
         def __init__(self) -> None:
@@ -197,7 +271,7 @@ def test_a_logger_whose_writer_fails_costs_what_it_would_have_shown(run, tmp_pat
         row.write(report)
     row.close()
     failed = [message for message in caplog.messages if "failed and is switched off" in message]
-    assert [message.split()[2] for message in failed] == ["PictureSink", "CardSink"]
+    assert [message.split()[2] for message in failed] == ["HeatmapSink", "PictureSink", "CardSink"]
     assert all(message.endswith("OSError: no writer") for message in failed)
     assert logger.steps == [0, 1, 2, 3, 4]
     assert any("VANISHING" in message for message in caplog.messages)

@@ -1,0 +1,1 @@
+"""What watching costs, beside the cheapest thing that could be done and beside what people use instead."""

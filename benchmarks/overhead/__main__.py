@@ -1,0 +1,56 @@
+"""``python -m benchmarks.overhead``: measure what watching costs and write the page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from benchmarks.overhead.bare import steps_of
+from benchmarks.overhead.growth import by_layers, by_parameters
+from benchmarks.overhead.page import page
+from benchmarks.overhead.trainer import fits_of
+from benchmarks.overhead.variants import VARIANTS
+from benchmarks.overhead.works import WORKS
+
+_PARTS = ("bare", "trainer", "growth")
+
+
+def main() -> None:
+    """Measure, print as it goes, write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40, help="forwards and backwards, for single steps")
+    parser.add_argument("--fits", type=int, default=2, help="forwards and backwards, for whole fits")
+    parser.add_argument("--only", choices=_PARTS, nargs="+", default=_PARTS)
+    parser.add_argument("--table", type=Path, default=None, help="where the page goes")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning_gradwatch").setLevel(logging.ERROR)
+    bare, fits = {}, {}
+    for work in WORKS:
+        print(f"{work.name} ...", flush=True)
+        if "bare" in asked.only:
+            bare[work.name] = steps_of(work, asked.rounds)
+        if "trainer" in asked.only:
+            fits[work.name] = fits_of(work, VARIANTS, asked.fits)
+    grows = "growth" in asked.only
+    layers = list(by_layers(asked.rounds)) if grows else []
+    parameters = list(by_parameters(asked.rounds)) if grows else []
+    text = page("make bench", _machine(), 1, bare, fits, layers, parameters)
+    print(text)
+    if asked.table is not None:
+        asked.table.write_text(text)
+
+
+def _machine() -> str:
+    return (
+        f"{os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__}, Python {platform.python_version()}"
+    )
+
+
+if __name__ == "__main__":
+    main()

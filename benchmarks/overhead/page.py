@@ -1,0 +1,117 @@
+"""The tables of what watching costs, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.overhead.abba import Seconds
+from benchmarks.overhead.growth import Size
+from benchmarks.overhead.variants import VARIANTS
+from benchmarks.overhead.works import WORKS
+
+Times = Mapping[str, Seconds]
+
+_INTRODUCTION = """# What it costs
+
+Made with `{command}` on {machine}. One process, {threads} thread(s), every variant in turn forwards and backwards
+(A B ... B A), medians of the processor's time; the null control is the same thing measured twice, and shows what
+differences mean nothing. Ratios carry over to other machines, milliseconds do not.
+"""
+_BARE = """
+## A step beside the floor
+
+The gradients are there; nothing but reading them is timed. The floor is `torch.nn.utils.get_total_norm`, one read of
+every gradient. GradWatch measures every layer, brings the numbers to the host, remembers them and asks every rule.
+
+| model | floor | again | GradWatch | times the floor | asked | `clip_grad_norm_` | GradWatch that clips | times it |
+|---|---|---|---|---|---|---|---|---|
+"""
+_FITS = """
+## A step of the Trainer
+
+Whole steps, forward and backward pass and all of Lightning included. What happens in one of 50 steps by default (a
+probe, values to the logger) is measured in every step, and a fiftieth of what it adds is given.
+
+| variant | {names} |
+|---|{rule}|
+"""
+_LAYERS = """
+## By the number of layers
+
+| layers (width 4) | floor | GradWatch | times the floor | a layer |
+|---|---|---|---|---|
+"""
+_PARAMETERS = """
+## By the number of parameters
+
+| parameters (20 layers) | floor | GradWatch | times the floor |
+|---|---|---|---|
+"""
+
+
+def page(
+    command: str,
+    machine: str,
+    threads: int,
+    bare: Mapping[str, Times],
+    fits: Mapping[str, Times],
+    layers: Sequence[Size],
+    parameters: Sequence[Size],
+) -> str:
+    """Write the page.
+
+    Args:
+        command: What it was made with.
+        machine: In words.
+        threads: Of torch.
+        bare: Times of a step without passes, by model.
+        fits: Times of a step of the Trainer, by model.
+        layers: Growth by layers.
+        parameters: Growth by parameters.
+    """
+    parts = [_INTRODUCTION.format(command=command, machine=machine, threads=threads)]
+    if bare:
+        parts += [_BARE, *(_bare_row(work.name, work.most, bare[work.name]) for work in WORKS if work.name in bare)]
+    if fits:
+        parts += [_FITS.format(names=" | ".join(fits), rule="---|" * (len(fits) - 1) + "---")]
+        parts += [_fit_row(variant.name, variant.rare, fits) for variant in VARIANTS]
+    if layers:
+        parts += [_LAYERS, *map(_layer_row, layers)]
+    if parameters:
+        parts += [_PARAMETERS, *map(_parameter_row, parameters)]
+    return "".join(parts)
+
+
+def _bare_row(name: str, most: float, times: Times) -> str:
+    floor, ours, clip = (times[each].process for each in ("floor", "GradWatch", "clip_grad_norm_"))
+    again, clips = times["floor again"].process, times["GradWatch with ClipByGlobalNorm"].process
+    cells = [name, _ms(floor), f"{again / floor:.2f}x", _ms(ours), f"**{ours / floor:.2f}**", f"{most:g}"]
+    return _row([*cells, _ms(clip), _ms(clips), f"**{clips / clip:.2f}**"])
+
+
+def _fit_row(name: str, rare: int, fits: Mapping[str, Times]) -> str:
+    cells = []
+    for times in fits.values():
+        nothing, step = times["nothing"].process, times[name].process
+        cells.append(_ms(nothing) if name == "nothing" else f"{(step - nothing) / rare / nothing:+.2%}")
+    return _row([name, *cells])
+
+
+def _layer_row(size: Size) -> str:
+    floor, ours = size.seconds["floor"].process, size.seconds["GradWatch"].process
+    return _row(
+        [f"{size.layers:,}", _ms(floor), _ms(ours), f"{ours / floor:.2f}", f"{ours / size.layers * 1e6:.1f} us"]
+    )
+
+
+def _parameter_row(size: Size) -> str:
+    floor, ours = size.seconds["floor"].process, size.seconds["GradWatch"].process
+    return _row([f"{size.parameters:.0e}", _ms(floor), _ms(ours), f"{ours / floor:.2f}"])
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"

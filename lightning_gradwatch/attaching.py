@@ -1,0 +1,402 @@
+"""The same watching around a loop that is not Lightning's: hooks of the model and its optimizers drive the core."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim import Optimizer
+
+from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.harmless import harmless
+from lightning_gradwatch.measure.layers import num_elements
+from lightning_gradwatch.processes import Processes
+from lightning_gradwatch.report.event_files import TensorBoardLogger
+from lightning_gradwatch.report.loggers import picture_place, sinks_for
+from lightning_gradwatch.steps import LossScaler
+from lightning_gradwatch.watching import Watch
+
+# As often as Lightning's Trainer logs by default (log_every_n_steps).
+_LOG_EVERY_N_STEPS = 50
+_NO_PLACE = "none (attach(..., log_dir=...) keeps one)"
+
+
+@contextmanager
+def attached(
+    core: Watch,
+    model: nn.Module,
+    optimizers: Optimizer | Sequence[Optimizer],
+    *,
+    log_dir: str | Path | None = None,
+    scaler: LossScaler | None = None,
+    tell: Callable[[Diagnosis], None] = lambda _: None,
+) -> Iterator[Loop]:
+    """Watch a model while the block lasts; afterwards every hook is gone and all that was pending is written.
+
+    Args:
+        core: What watches.
+        model: The model; wrapped (DistributedDataParallel, Fabric) or not.
+        optimizers: What trains it, one or several; wrapped (Fabric, Accelerate) or not.
+        log_dir: Where the picture and the diagnoses go; None for the log alone.
+        scaler: The ``GradScaler`` that scales the loss, so that losses are shown unscaled; gradients are in any case.
+        tell: Called with each fault that begins.
+
+    Raises:
+        TypeError: If the model is no module or an optimizer none.
+        ValueError: If the two do not belong together, or the model has no memory yet.
+    """
+    plain = _unwrapped(model)
+    inner = [_inner(each) for each in ([optimizers] if isinstance(optimizers, Optimizer) else list(optimizers))]
+    _check(plain, inner, core)
+    loop = Loop(core, plain, inner, scaler, Processes.of(model), tell)
+    loop.begin(None if log_dir is None else Path(log_dir))
+    try:
+        yield loop
+    except BaseException as error:
+        loop.end(error, together=False)
+        raise
+    loop.end()
+
+
+class Loop:
+    """A loop of somebody else's: tells from calls of the model and its optimizers where it stands.
+
+    A batch begins with a forward pass that follows a backward pass or a step. Steps are counted over all optimizers,
+    as the Trainer's ``global_step`` does.
+
+    Args:
+        core: What watches.
+        model: The model itself, not what wraps it.
+        optimizers: Its optimizers, likewise.
+        scaler: What scales the loss.
+        processes: The processes that train the model together.
+        tell: Called with each fault that begins.
+    """
+
+    def __init__(
+        self,
+        core: Watch,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        scaler: LossScaler | None,
+        processes: Processes,
+        tell: Callable[[Diagnosis], None],
+    ) -> None:
+        self.core = core
+        self.stopping = False
+        self._model = model
+        self._optimizers = list(optimizers)
+        # One that is switched off scales nothing.
+        self._scaler = scaler if getattr(scaler, "is_enabled", lambda: True)() else None
+        self._processes = processes
+        self._tell = tell
+        self._hooks: list[Any] = []
+        # The hook that waits for the call with which a batch begins, while there is one.
+        self._waiting: list[Any] = []
+        self._modules = frozenset(map(id, model.modules()))
+        self._loggers: list[TensorBoardLogger] = []
+        # Steps of all optimizers, and batches with a step in them.
+        self._step = 0
+        self._stepped_batches = 0
+        self._open = False
+        # Whether the batch has had its backward pass, and a step.
+        self._backward = False
+        self._stepped = False
+        # Whether gradients wait for a step; a loss scaler, or the person, may yet drop them.
+        self._waits_for_step = False
+        # While an optimizer evaluates its closure, again and again.
+        self._in_step = False
+
+    def begin(self, directory: Path | None) -> None:
+        """Put the hooks in place."""
+        settings, processes = self.core.settings, self._processes
+        loggers = self._loggers = [] if directory is None else [TensorBoardLogger(directory)]
+        self.core.join(alone=processes.alone, surroundings=processes.surroundings(directory))
+        self.core.start(
+            self._model,
+            num_optimizers=len(self._optimizers),
+            make_sinks=lambda: [
+                *sinks_for(
+                    loggers,
+                    directory,
+                    heatmap=settings.heatmap,
+                    per_layer_scalars=settings.per_layer_scalars,
+                    vanishing_threshold=settings.vanishing_threshold,
+                    exploding_threshold=settings.exploding_threshold,
+                ),
+                *settings.sinks,
+            ],
+            picture=picture_place(loggers, directory, heatmap=settings.heatmap) if directory else _NO_PLACE,
+            tells=processes.rank == 0,
+            anywhere=None if processes.alone else processes.anywhere,
+            in_step=not processes.alone,
+            optimizers=self._optimizers,
+        )
+        if not processes.alone:
+            self.core.agree_on_start(processes.anywhere)
+        self._wait_for_call()
+        for optimizer in self._optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+            optimizer.__dict__[_MARK] = True
+        _Backward.listen(self)
+
+    def end(self, error: BaseException | None = None, *, together: bool = True) -> None:
+        """Remove the hooks and write what is pending.
+
+        Args:
+            error: What has ended the loop, None where it came to its end.
+            together: Whether all processes come here; after an error others may not.
+        """
+        _Backward.leave(self)
+        for hook in (*self._hooks, *self._waiting):
+            hook.remove()
+        self._hooks.clear()
+        self._waiting.clear()
+        for optimizer in self._optimizers:
+            optimizer.__dict__.pop(_MARK, None)
+        if together and not self._processes.alone:
+            self._hear(self.core.end_batch(wait=True))
+            self.core.agree(self._processes.mean, now=True)
+        self._hear(self.core.finish(error))
+        for logger in self._loggers:
+            with self.core.guarded():
+                logger.close()
+
+    def settle(self) -> None:
+        """Judge now what would be judged when the next batch begins."""
+        if self._open and self._stepped:
+            self._end_batch(wait=True)
+
+    def _wait_for_call(self) -> None:
+        """Hear of the next call of any part of the model: a person may call parts of it, and never the whole.
+
+        By torch's hook for all modules, which is gone as soon as the batch has begun: it would slow every call.
+        """
+        if not self._waiting:
+            self._waiting.append(register_module_forward_pre_hook(self._before_forward))
+
+    # Not `harmless` as a whole: where processes exchange something, all of them have to come.
+    def _before_forward(self, module: nn.Module, args: Any) -> Any:
+        # Without gradients it is a validation, or somebody who looks at what the model says.
+        if not torch.is_grad_enabled() or id(module) not in self._modules:
+            return None
+        for hook in self._waiting:
+            hook.remove()
+        self._waiting.clear()
+        if self._open and not self._in_step and (self._backward or self._stepped):
+            self._end_batch(wait=False)
+        self._forget_what_was_zeroed()
+        if self._open:
+            return None
+        self._open = True
+        step = self._stepped_batches
+        self.core.begin_batch(step, (step + 1) % _LOG_EVERY_N_STEPS == 0)
+        return self.core.entered(module, args)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Take the loss."""
+        self._forget_what_was_zeroed()
+        self.core.before_backward(loss)
+
+    @harmless
+    def after_backward(self) -> None:
+        """Note that the backward pass is over."""
+        self._backward = self._waits_for_step = True
+        self._wait_for_call()
+        self.core.after_backward()
+
+    def _forget_what_was_zeroed(self) -> None:
+        """Forget passes that no step has followed and whose gradients are gone, as a GradScaler's overflow leaves them.
+
+        No hook tells of ``zero_grad``.
+        """
+        if not self._waits_for_step or self._in_step:
+            return
+        groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
+        if all(parameter.grad is None for group in groups for parameter in group["params"]):
+            self._waits_for_step = False
+            self.core.forget_passes()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Read the gradients; where a closure is to compute them, read them when it has."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._read(optimizer)
+            return None
+
+        @functools.wraps(closure)
+        def watched(*more: Any, **named: Any) -> Any:
+            self._in_step = True
+            loss = closure(*more, **named)
+            # LBFGS evaluates without gradients while it looks along a line.
+            if torch.is_grad_enabled():
+                self._read(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    def _read(self, optimizer: Optimizer) -> None:
+        # A fused optimizer under a GradScaler unscales inside its step, with what the scaler has left it.
+        scale = getattr(optimizer, "grad_scale", None)
+        self.core.before_step(
+            self._number(optimizer),
+            optimizer,
+            self._step,
+            scaler=self._scaler if scale is None else _LeftScale(scale),
+            unscales=scale is not None,
+        )
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # A fused optimizer may have dropped the step: it alone knows.
+        self.core.after_step(self._number(optimizer), certain=getattr(optimizer, "grad_scale", None) is None)
+        self._step += 1
+        self._stepped, self._in_step, self._waits_for_step = True, False, False
+        self._wait_for_call()
+
+    def _number(self, optimizer: Optimizer) -> int:
+        return next(number for number, each in enumerate(self._optimizers) if each is optimizer)
+
+    def _end_batch(self, *, wait: bool) -> None:
+        self._stepped_batches += self._stepped
+        stepped, self._open, self._backward, self._stepped = self._stepped, False, False, False
+        onsets = self.core.end_batch(wait=wait)
+        self._hear(onsets)
+        stops = self.core.stops(onsets)
+        if stepped and not self._processes.alone:
+            self.core.agree(self._processes.mean)
+            stops = self._processes.anywhere(stops) if self.core.settings.stop_on else False
+        self.stopping |= stops
+
+    def _hear(self, onsets: Sequence[Diagnosis]) -> None:
+        if self._processes.rank == 0:
+            self.core.each_diagnosis(onsets, self._tell)
+
+
+# Set on an optimizer while it is watched.
+_MARK = "_gradwatch_attached"
+
+
+class _LeftScale:
+    """The loss scale that a GradScaler has left in an optimizer for the time of its step."""
+
+    def __init__(self, factor: Tensor) -> None:
+        self._factor = factor
+
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return outputs times the factor."""
+        return outputs * self._factor.to(outputs.device)
+
+
+class _Backward:
+    """Hears of losses: while anybody listens, ``Tensor.backward`` is a function that tells of the call and makes it.
+
+    PyTorch has no hook for it, and a loss that is not known leaves the rules without a word on whether a network
+    learns. When nobody listens any more the method is what it was.
+    """
+
+    listeners: ClassVar[list[Loop]] = []
+    inside: ClassVar[bool] = False
+    original: ClassVar[Callable[..., None]] = Tensor.backward
+
+    @classmethod
+    def listen(cls, loop: Loop) -> None:
+        if not cls.listeners:
+            cls.original = Tensor.backward
+            Tensor.backward = cls._wrapped(cls.original)  # type: ignore[method-assign]
+        cls.listeners.append(loop)
+
+    @classmethod
+    def leave(cls, loop: Loop) -> None:
+        cls.listeners.remove(loop)
+        # Somebody who has put a function of their own around ours keeps it; ours then only passes calls on.
+        if not cls.listeners and getattr(Tensor.backward, "_gradwatch", False):
+            Tensor.backward = cls.original  # type: ignore[method-assign]
+
+    @classmethod
+    def _wrapped(cls, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
+            # Under a mode or of a subclass, torch calls its method a second time from inside.
+            listeners = [] if cls.inside else list(cls.listeners)
+            for loop in listeners:
+                loop.before_backward(self)
+            outer, cls.inside = cls.inside, True
+            try:
+                original(self, *args, **kwargs)
+            finally:
+                cls.inside = outer
+            for loop in listeners:
+                loop.after_backward()
+
+        backward._gradwatch = True  # type: ignore[attr-defined]
+        return backward
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside what Fabric, Accelerate and torch put around it."""
+    # By name: Lightning's classes are not imported here.
+    while {cls.__name__ for cls in type(model).__mro__} & {"DistributedDataParallel", "DataParallel", "_FabricModule"}:
+        inner = model.module
+        assert isinstance(inner, nn.Module), "a wrapper has a module inside"
+        model = inner
+    return model
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer inside what Fabric and Accelerate put around it."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def _check(model: nn.Module, optimizers: Sequence[Optimizer], core: Watch) -> None:
+    """Refuse what cannot be watched, before anything is changed."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module. Got {type(model).__name__}")
+    if not optimizers:
+        raise ValueError("`optimizer` must be an optimizer or a list of them. Got an empty list")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"`optimizer` must be a torch.optim.Optimizer. Got {type(optimizer).__name__}")
+        if _MARK in optimizer.__dict__:
+            raise ValueError(
+                f"This {type(optimizer).__name__} is being watched already: every gradient would be read twice. Leave "
+                "the other `with` block first; several rules, sinks and thresholds fit into one GradWatch."
+            )
+    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        raise ValueError("`optimizer` must name each optimizer once. Got the same one twice")
+    if core.settings.rehearse:
+        raise ValueError(
+            "`rehearse=True` needs the Trainer, which knows how a batch is run again. Remove it, and try the remedies "
+            "with lightning_gradwatch.examine(model, loss_closure)."
+        )
+    _check_parameters(model, optimizers)
+
+
+def _check_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    parameters = dict(model.named_parameters())
+    empty = [name for name, parameter in parameters.items() if parameter.is_meta]
+    if empty:
+        raise ValueError(
+            f"`model` must have its weights in memory. {len(empty)} parameters are on the meta device, the first is "
+            f"{empty[0]}: load or initialize them (model.to_empty(device=...)) and attach then."
+        )
+    known = set(map(id, parameters.values()))
+    for optimizer in optimizers:
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        foreign = [parameter for parameter in held if id(parameter) not in known]
+        if foreign and len(foreign) == len(held):
+            raise ValueError(
+                f"`optimizer` must train parameters of `model`. All {len(held)} parameters of this "
+                f"{type(optimizer).__name__} ({sum(map(num_elements, held)):,} numbers) belong to something else: make "
+                "the optimizer after the model was moved, wrapped or built anew, from its own model.parameters()."
+            )

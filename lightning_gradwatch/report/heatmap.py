@@ -1,0 +1,237 @@
+"""The data of the heatmap: every reading, and what was diagnosed, for TensorBoard's Gradients tab and ``gradwatch``."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_gradwatch import __version__
+from lightning_gradwatch.detect.diagnosis import Diagnosis, plain
+from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray
+from lightning_gradwatch.report.pyramid import Pyramid, Record
+from lightning_gradwatch.report.step_report import StepReport
+from lightning_gradwatch.report.summaries import EventFile, Tag
+from lightning_gradwatch.report.tables import Row, resampled, rows_of, time_steps
+from lightning_gradwatch.viewer.metadata import EventsMetadata, SeriesMetadata
+
+# The tab asks for news every 5 to 15 seconds; TensorBoard's writer alone would wait for two minutes.
+FLUSH_SECONDS = 10.0
+# After a merge everything is written again: so many records with each reading, not a thousand at once. Ours: a record
+# of 500 layers takes 0.5 ms.
+_AT_ONCE = 4
+# A model that gets new layers over and over would have everything written again each time: those that come later are
+# left out. Ours: growing networks and late optimizers need a few.
+_MAX_FORMS = 16
+# What a person has to do, beside what `Diagnosis.to_dict` tells of a remedy.
+_OF_REMEDIES = ("where", "needs_restart", "optimizer_changes", "trainer_kwargs")
+
+
+class HeatmapSink:
+    """Write every reading's norms, what probes saw, and diagnoses, in a form whose size is bounded.
+
+    Nothing of a layer is done in Python: a reading costs some numpy on ``[num_layers]`` and two small records.
+
+    Args:
+        file: Where it is written.
+        vanishing_threshold: The person's own, anchors the colors.
+        exploding_threshold: The person's own, anchors the colors.
+    """
+
+    def __init__(
+        self, file: EventFile, vanishing_threshold: float | None = None, exploding_threshold: float | None = None
+    ) -> None:
+        self._file = file
+        self._thresholds = (vanishing_threshold, exploding_threshold)
+        # Not a random number of a kind that training could use.
+        self._session, self._started = uuid.uuid4().hex[:8], time.time()
+        about = EventsMetadata(self._session, self._started)
+        self._events = Tag(about.tag, about.content())
+        self._num_events = 0
+        self._series: dict[tuple[str, int, str], _Series] = {}
+        self._step = 0
+        self._ending: dict[str, str] = {"reason": "completed"}
+        self._unflushed = False
+        self._next_flush = 0.0
+
+    def write(self, report: StepReport) -> None:
+        """Take a reading."""
+        self._step = report.snapshot.step
+        if not self._num_events:
+            self._tell("start", self._step, version=__version__, num_layers=len(report.history.layers))
+        for row in rows_of(report):
+            self._of(row, report).add(self._step, row)
+        self._unflushed = True
+        muted = [(diagnosis, {"muted": True}) for diagnosis in report.muted]
+        for diagnosis, more in [*((diagnosis, {}) for diagnosis in report.onsets), *muted]:
+            self._tell("onset", diagnosis.step, diagnosis={**told(diagnosis), **more})
+        for diagnosis in report.recoveries:
+            self._tell("recovery", diagnosis.recovered_at or self._step, diagnosis=told(diagnosis))
+        if report.onsets:
+            self._close_windows(report.snapshot.optimizer)
+            self._to_disk()
+
+    def flush(self) -> None:
+        """Have everything on disk, where that was not done lately."""
+        if self._unflushed and time.monotonic() >= self._next_flush:
+            self._to_disk()
+
+    def deactivate(self, log_step: int) -> None:
+        """Have everything on disk: nothing more will come."""
+        if self._num_events:
+            self._close_windows()
+            self._to_disk()
+
+    def end(self, reason: str, detail: str = "") -> None:
+        """Note how the run has ended.
+
+        Args:
+            reason: ``"completed"``, ``"error"`` or ``"switched off"``.
+            detail: What failed.
+        """
+        detailed = {"error": "error", "switched off": "disabled"}.get(reason)
+        self._ending = {"reason": reason} | ({detailed: detail or reason} if detailed else {})
+
+    def close(self) -> None:
+        """Write what is pending and how the run has ended; nothing where nothing was measured."""
+        if self._num_events:
+            self._close_windows()
+            self._tell("end", self._step, **self._ending)
+            self._to_disk()
+            self._file.close()
+
+    def _tell(self, event: str, step: int, **more: Any) -> None:
+        values = {"event": event, "step": step, "time": time.time(), **more}
+        # Events are numbered: of two at one step TensorBoard would forget the first.
+        self._file.add(self._events.text(values), self._num_events)
+        self._num_events += 1
+
+    def _of(self, row: Row, report: StepReport) -> _Series:
+        key = row.quantity, report.snapshot.optimizer, row.module
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series(self._file, self._about(row, report))
+        elif not row.module:
+            series.follow(report)
+        return series
+
+    def _about(self, row: Row, report: StepReport) -> SeriesMetadata:
+        history = report.history
+        names = time_steps(len(row.values)) if row.module else history.layers
+        vanishing, exploding = self._thresholds if row.quantity == "norms" else (None, None)
+        return SeriesMetadata(
+            quantity=row.quantity,
+            optimizer=report.snapshot.optimizer,
+            session=self._session,
+            started=self._started,
+            resolution=0,
+            layers=tuple(names),
+            order=tuple(range(len(names))) if row.module else tuple(history.order),
+            kinds=() if row.module else _kinds(report),
+            module=row.module,
+            optimizer_label=report.optimizer_kind,
+            vanishing_threshold=vanishing,
+            exploding_threshold=exploding,
+        )
+
+    def _close_windows(self, optimizer: int | None = None) -> None:
+        for (_, number, _), series in self._series.items():
+            if optimizer in (None, number):
+                series.close_window()
+
+    def _to_disk(self) -> None:
+        for series in self._series.values():
+            series.send()
+        self._file.flush()
+        self._unflushed, self._next_flush = False, time.monotonic() + FLUSH_SECONDS
+
+
+class _Series:
+    """One series: what is remembered of it, and what is still to be written.
+
+    Args:
+        file: Where it is written.
+        about: What it is, at resolution 0.
+    """
+
+    def __init__(self, file: EventFile, about: SeriesMetadata) -> None:
+        self._file = file
+        self._about = about
+        self._rows = about.layers, about.order
+        self._pyramid = Pyramid(len(about.layers))
+        self._pending: deque[Record] = deque()
+        self._forms = 1
+        self._tags: dict[str, Tag] = {}
+        self._tag = self._tagged()
+
+    def add(self, step: int, row: Row) -> None:
+        """Take a reading."""
+        self._take(self._pyramid.add(step, *self._fitted(row.values, row.present)))
+        self.send(_AT_ONCE)
+
+    def follow(self, report: StepReport) -> None:
+        """Begin another tag with all that is known where layers have appeared or are run in another order."""
+        layers, order = report.history.layers, report.history.order
+        # Identity first: these are the same objects nearly always, and there may be thousands of them.
+        if (layers is self._rows[0] and order is self._rows[1]) or self._forms >= _MAX_FORMS:
+            return
+        changed = (layers, order) != self._rows
+        wider, self._rows = len(layers) > len(self._rows[0]), (layers, order)
+        if changed:
+            self._forms += 1
+            self._about = replace(self._about, layers=layers, order=order, kinds=_kinds(report))
+            records = self._pyramid.widen(len(layers)) if wider else self._pyramid.records
+            self._take(records, anew=True)
+
+    def close_window(self) -> None:
+        """Close the open window early."""
+        self._take(self._pyramid.close_window())
+
+    def send(self, most: int | None = None) -> None:
+        """Write what is pending, or so many records of it."""
+        for _ in range(len(self._pending) if most is None else min(most, len(self._pending))):
+            record = self._pending.popleft()
+            self._file.add(self._tag.table(record.table), record.step)
+
+    def _fitted(self, values: FloatArray, present: BoolArray) -> tuple[FloatArray, BoolArray]:
+        """Bring a reading to the rows that there are: sequences differ in length, and layers may come too late."""
+        rows = len(self._about.layers)
+        if self._about.module:
+            return resampled(values, rows), present[:1].repeat(rows)
+        return values[:rows], present[:rows]
+
+    def _take(self, records: Iterable[Record], *, anew: bool = False) -> None:
+        if anew or self._pyramid.resolution != self._about.resolution:
+            # Everything comes again under the new tag.
+            self._pending.clear()
+            self._about = replace(self._about, resolution=self._pyramid.resolution)
+            self._tag = self._tagged()
+        self._pending.extend(records)
+
+    def _tagged(self) -> Tag:
+        name = self._about.tag
+        return self._tags.setdefault(name, Tag(name, self._about.content()))
+
+
+def _kinds(report: StepReport) -> tuple[str, ...]:
+    return tuple(about.kind for about in report.descriptions)
+
+
+def told(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return a diagnosis as plain values, with all that a person needs to follow its remedies.
+
+    Args:
+        diagnosis: The diagnosis.
+
+    Example:
+        >>> from lightning_gradwatch import Symptom
+        >>> told(Diagnosis("spike", Symptom.SPIKE, layers=("0",)))["remedies"]
+        []
+    """
+    values = diagnosis.to_dict()
+    remedies: Sequence[Mapping[str, Any]] = values["remedies"]
+    more = [{name: getattr(remedy, name) for name in _OF_REMEDIES} for remedy in diagnosis.remedies]
+    return {**values, "remedies": [{**shown, **plain(rest)} for shown, rest in zip(remedies, more, strict=True)]}
