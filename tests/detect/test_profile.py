@@ -192,6 +192,26 @@ class TestProfile:
         assert fit.layers.tolist() == list(range(10, 20))
         assert fit.attenuation == pytest.approx(8)
 
+    def test_side_branches_do_not_hide_the_way_that_the_gradient_takes(self, probed) -> None:
+        """Four of six layers of a block get a hundredth and less, scattered: those that get most lie on the line."""
+        main = np.repeat(np.linspace(-5, 0, 16), 6)
+        branches = np.tile([0.0, -4.0, -2.0, -6.0, 0.0, -3.0], 16) * np.repeat(np.linspace(1, 2, 16), 6)
+        fit = profile(probed(10 ** (main + branches)))
+        assert fit.r2 > 0.95
+        assert fit.stride == 8
+        assert fit.attenuation == pytest.approx(5, abs=0.5)
+        assert fit.factor == pytest.approx(10 ** (-5 / 95), rel=0.02)
+
+    def test_where_a_line_explains_the_whole_all_layers_are_points_of_it(self, probed) -> None:
+        """A plain stack, however deep, is fitted as it is."""
+        fit = profile(probed(10 ** np.linspace(-6, 0, 100)))
+        assert (fit.stride, len(fit.layers)) == (1, 100)
+
+    def test_scatter_without_a_trend_is_none(self, probed) -> None:
+        """Layers that get very different gradients, in no order, have no slope that is explained."""
+        fit = profile(probed(10 ** np.random.default_rng(0).uniform(-6, 0, 96)))
+        assert fit.r2 < 0.5 or abs(fit.attenuation) < 2.5
+
     @given(logs=LOGS, scale=st.floats(-6, 6), seed=st.integers(0, 2**16))
     def test_neither_scale_nor_registration_order_matters(
         self, probed, logs: list[float], scale: float, seed: int
