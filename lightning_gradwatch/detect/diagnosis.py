@@ -131,6 +131,15 @@ class Observations:
         num_present: In how many readings of this optimizer each layer had a gradient since the start of training,
             ``[num_layers]``; empty where nobody has counted.
         num_elsewhere: In how many readings another optimizer of the model had a gradient, the one with most.
+
+    Example:
+        >>> def tiny(observations):
+        ...     smallest = observations.gradients.norms[-1].min()
+        ...     if smallest < 1e-9:
+        ...         yield Diagnosis("my.tiny", Symptom.VANISHING, layers=observations.names([0]))
+        >>> from lightning_gradwatch import GradWatch
+        >>> GradWatch(rules=[tiny]).settings.rules == [tiny]
+        True
     """
 
     step: int
@@ -198,3 +207,13 @@ class Observations:
 
 # Called once a reading with one optimizer's rows; says what is sick now, not what is new.
 Rule: TypeAlias = Callable[[Observations], Iterable[Diagnosis]]
+"""What judges: a function, or a frozen dataclass that can be called, from observations to what is sick now.
+
+It is asked once a reading with one optimizer's readings. Patience, onsets and recoveries are no business of its own.
+
+Example:
+    >>> from lightning_gradwatch import DepthRule, GradWatch, default_rules
+    >>> stricter = [rule for rule in default_rules() if not isinstance(rule, DepthRule)] + [DepthRule(notice=4.0)]
+    >>> len(GradWatch(rules=stricter).settings.rules) == len(default_rules())
+    True
+"""

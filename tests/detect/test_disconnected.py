@@ -273,6 +273,12 @@ class TestLeftOut:
         assert list(RULE(left_out(loss=np.linspace(2.3, 0.5, 120)))) == []
         assert list(RULE(left_out(loss=self.FLAT[:99]))) == []
 
+    def test_a_head_at_random_behind_what_is_trained_is_none(self, left_out) -> None:
+        """What is below learns to suit it, however long that takes; one in between is part of a trunk."""
+        assert list(RULE(left_out(drawn=(False, True, True), rates=(0.1, np.nan, np.nan)))) == []
+        (finding,) = RULE(left_out(drawn=(False, True, False), rates=(0.1, np.nan, 0.1)))
+        assert finding.layers == ("fc1",)
+
     def test_trained_weights_held_layers_and_a_teacher_are_none(self, left_out) -> None:
         """Pretrained weights rest on purpose, an optimizer may take layers later, and no gradient reaches a teacher."""
         assert list(RULE(left_out(drawn=(False, False, False)))) == []
