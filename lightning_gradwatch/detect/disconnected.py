@@ -24,8 +24,8 @@ class DisconnectedRule:
 
     And it is a warning where no optimizer at all holds layers that a gradient reaches and whose weights stand as
     PyTorch drew them, once the loss has fallen by less than ``min_fall`` after ``horizon`` readings: a trunk at random
-    is enough for some tasks, and a pretrained one under a new head is meant to rest. Layers behind all that is trained are
-    left alone: what is below a random head learns to suit it (Hoffer et al., Fix your classifier, ICLR 2018).
+    is enough for some tasks, and a pretrained one under a new head is meant to rest. Layers behind all that is trained
+    are left alone: what is below a random head learns to suit it (Hoffer et al., Fix your classifier, ICLR 2018).
 
     And it is a warning, after ``idle_readings``, where none of an optimizer's layers ever had a gradient: a generator
     whose images are detached, parameters of another model. Steps of which neither a loss nor a gradient is known

@@ -245,7 +245,9 @@ class TestLeftOut:
     def left_out(self, observe, probe):
         """Return a function that makes observations of two layers that nobody holds and a head."""
 
-        def make(*, loss=None, drawn=(True, True, False), rates=(np.nan, np.nan, 0.1), levels=(1.0, 1.0, 1.0)):
+        def make(
+            *, loss=None, drawn=(True, True, False), rates=(np.nan, np.nan, 0.1), levels=(1.0, 1.0, 1.0), present=None
+        ):
             layers = [LayerDescription(f"fc{i}", "Linear", num_parameters=100, left_out=d) for i, d in enumerate(drawn)]
             loss = self.FLAT if loss is None else loss
             return observe(
@@ -253,7 +255,7 @@ class TestLeftOut:
                 layers=layers,
                 loss=loss,
                 learning_rate=np.array(rates),
-                present=[False, False, True],
+                present=present or [False, False, True],
                 signals=[probe(np.array(levels))],
             )
 
@@ -275,8 +277,11 @@ class TestLeftOut:
 
     def test_a_head_at_random_behind_what_is_trained_is_none(self, left_out) -> None:
         """What is below learns to suit it, however long that takes; one in between is part of a trunk."""
-        assert list(RULE(left_out(drawn=(False, True, True), rates=(0.1, np.nan, np.nan)))) == []
-        (finding,) = RULE(left_out(drawn=(False, True, False), rates=(0.1, np.nan, 0.1)))
+        assert (
+            list(RULE(left_out(drawn=(False, True, True), rates=(0.1, np.nan, np.nan), present=[True, False, False])))
+            == []
+        )
+        (finding,) = RULE(left_out(drawn=(False, True, False), rates=(0.1, np.nan, 0.1), present=[True, False, True]))
         assert finding.layers == ("fc1",)
 
     def test_trained_weights_held_layers_and_a_teacher_are_none(self, left_out) -> None:
