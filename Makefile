@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo dashboard test test-oldest test-strangers ward repair lint clean
+.PHONY: help demo dashboard test test-oldest test-strangers screenshots pages docs dist ward repair lint clean
 
 help:
 	@echo "make demo       train a deep sigmoid and two deep ReLU networks side by side and read what GradWatch says"
@@ -15,6 +15,10 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-oldest  run the tests with the oldest versions that pyproject.toml admits, in a place of their own"
 	@echo "make test-strangers  train libraries of others with GradWatch added (once 3 GB, then 5 minutes)"
+	@echo "make screenshots  train for a few minutes and take the pictures of docs/pictures/ in chromium"
+	@echo "make pages      train small sick networks and put their logs and pictures into docs/"
+	@echo "make docs       build the site of docs/ into site/; fails at a broken link"
+	@echo "make dist       build the wheel and the sdist into dist/ and check what an index would show"
 	@echo "make ward       train the whole ward with five seeds, and write docs/ward.md (about an hour on two cores; goes on"
 	@echo "                where it was stopped; without runs/ward.jsonl it begins anew)"
 	@echo "make repair     try the advice on the ward's sick runs, beside the usual advice, and write docs/repair.md (hours on"
@@ -33,10 +37,24 @@ test: .venv/.dev
 # Without what looks at the code itself, or through a browser, and needs the newest tools for that.
 test-oldest: .venv-oldest/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 --ignore tests/test_package.py \
-		--ignore-glob "*/test_browser_*.py"
+		--ignore tests/test_typed.py --ignore tests/test_wheel.py --ignore tests/pages --ignore-glob "*/test_browser_*.py"
 
 test-strangers: .venv-strangers/.installed
 	OMP_NUM_THREADS=1 .venv-strangers/bin/python -m pytest tests/strangers --numprocesses 2 --dist loadfile --durations 5
+
+screenshots: .venv/.dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m viewer.screenshots
+
+pages: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pages
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
+
+dist: .venv-dist/.installed
+	rm -rf dist
+	.venv-dist/bin/python -m hatchling build
+	.venv-dist/bin/python -m twine check --strict dist/*
 
 ward: .venv/.examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ward --seeds 5 --out runs/ward.jsonl --table docs/ward.md
@@ -51,7 +69,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-oldest .venv-strangers build dist *.egg-info runs lightning_logs
+	rm -rf .venv .venv-oldest .venv-strangers .venv-dist build dist site *.egg-info runs lightning_logs
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -64,6 +82,16 @@ clean:
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing (once; a few minutes, mostly torch) ..."
 	$(PIP) --editable ".[examples,dev]"
+	@touch $@
+
+.venv/.docs: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing (once; a few minutes, mostly torch) ..."
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+.venv-dist/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling twine
 	@touch $@
 
 .venv-oldest/.installed: tests/oldest.txt pyproject.toml

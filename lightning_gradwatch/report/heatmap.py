@@ -54,6 +54,9 @@ class HeatmapSink:
         self._series: dict[tuple[str, int, str], _Series] = {}
         self._step = 0
         self._ending: dict[str, str] = {"reason": "completed"}
+        # Faults as they stand now, and how many layers each had when it was told last.
+        self._faults: Sequence[Diagnosis] = ()
+        self._num_layers: dict[tuple[str, int, int], int] = {}
         self._unflushed = False
         self._next_flush = 0.0
 
@@ -68,6 +71,8 @@ class HeatmapSink:
         muted = [(diagnosis, {"muted": True}) for diagnosis in report.muted]
         for diagnosis, more in [*((diagnosis, {}) for diagnosis in report.onsets), *muted]:
             self._tell("onset", diagnosis.step, diagnosis={**told(diagnosis), **more})
+        self._num_layers |= {_key(diagnosis): len(diagnosis.layers) for diagnosis in report.onsets}
+        self._faults = report.diagnoses
         for diagnosis in report.recoveries:
             self._tell("recovery", diagnosis.recovered_at or self._step, diagnosis=told(diagnosis))
         if report.onsets:
@@ -99,6 +104,7 @@ class HeatmapSink:
         """Write what is pending and how the run has ended; nothing where nothing was measured."""
         if self._num_events:
             self._close_windows()
+            self._tell_growth()
             self._tell("end", self._step, **self._ending)
             self._to_disk()
             self._file.close()
@@ -142,7 +148,15 @@ class HeatmapSink:
             if optimizer in (None, number):
                 series.close_window()
 
+    def _tell_growth(self) -> None:
+        """Tell of layers that have joined a fault since it was told."""
+        for fault in self._faults:
+            if self._num_layers.get(_key(fault), len(fault.layers)) < len(fault.layers):
+                self._num_layers[_key(fault)] = len(fault.layers)
+                self._tell("update", fault.step, diagnosis=told(fault))
+
     def _to_disk(self) -> None:
+        self._tell_growth()
         for series in self._series.values():
             series.send()
         self._file.flush()
@@ -218,6 +232,10 @@ class _Series:
 
 def _kinds(report: StepReport) -> tuple[str, ...]:
     return tuple(about.kind for about in report.descriptions)
+
+
+def _key(diagnosis: Diagnosis) -> tuple[str, int, int]:
+    return diagnosis.rule, diagnosis.optimizer, diagnosis.step
 
 
 def told(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -136,6 +136,24 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
     return block(head, rows)
 
 
+def stop_text(diagnoses: Sequence[Diagnosis], then: str) -> str:
+    """Say that a fault ends training.
+
+    Args:
+        diagnoses: Why; nothing where it began in another process.
+        then: What happens next.
+
+    Returns:
+        A line.
+
+    Example:
+        >>> stop_text([], "training ends here")
+        'GradWatch  stop_on    a fault in another process: training ends here'
+    """
+    why = ", ".join(dict.fromkeys(_word(diagnosis) for diagnosis in diagnoses)) or "a fault in another process"
+    return f"GradWatch  stop_on    {why}: {then}"
+
+
 def block(head: str, rows: Iterable[tuple[str, str]]) -> str:
     r"""Set rows of a key and a text below a head; what is empty is left out, and further lines are set in.
 

@@ -29,6 +29,23 @@ class StepReport:
         muted: Faults that began with it and that the person does not want to hear of: drawn, and nothing else.
         descriptions: What the layers are, ``[num_layers]``.
         optimizer_kind: Class of the optimizer, such as ``"Adam"``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_gradwatch import GradWatch
+        >>> class Loudest:
+        ...     def write(self, report):
+        ...         norms = report.snapshot.norms
+        ...         print(report.snapshot.step, report.history.layers[norms.argmax()], norms.max().round(2))
+        ...     def close(self):
+        ...         pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> _ = [torch.nn.init.ones_(weight) for weight in model.parameters()]
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        >>> with GradWatch(sinks=[Loudest()]).attach(model, optimizer):
+        ...     model(torch.ones(1, 2)).sum().backward()
+        ...     optimizer.step()
+        0 1 4.36
     """
 
     snapshot: GradientSnapshot

@@ -4,7 +4,7 @@ Two kinds of tags. A *series* has one record a window of readings: a ``float16``
 median, the least and the largest log10 of each layer, and what else was seen, or ``[1, num_layers]`` where all records
 of the tag are single readings (``lightning_gradwatch.viewer.windows``, ``pack`` and ``pack_reading``).
 Its metadata holds all else, once: the layers' names, their forward order, the quantity, the optimizer. *Events* are
-JSON texts: how a run began and ended, onsets and recoveries.
+JSON texts: how a run began and ended, onsets, layers that joined a fault, recoveries.
 
 A tag is written up to ``MAX_RECORDS`` times; then the series goes on under the next ``resolution``, which begins with
 the pairwise merged records of the one before, so that the newest alone is a whole picture.
@@ -172,7 +172,7 @@ class EventsMetadata:
 
     @property
     def tag(self) -> str:
-        """Where its records stand: JSON texts, each with ``event``: ``start``, ``onset``, ``recovery`` or ``end``."""
+        """Where its records stand: JSON texts, each with ``event``: ``start``, ``onset``, ``update``, ``recovery``, ``end``."""
         return f"{PLUGIN_NAME}/events/{self.session}"
 
     def content(self) -> bytes:

@@ -55,6 +55,7 @@ class Run:
     def diagnoses(self) -> list[dict[str, Any]]:
         """What was diagnosed, oldest first, each as it was at its onset, with ``recovered_at`` where it is over.
 
+        Layers that have joined since are among its ``layers``.
         A notice that has become a warning is one diagnosis, the warning.
         """
         told: list[dict[str, Any]] = []
@@ -65,8 +66,8 @@ class Run:
             diagnosis = {**values, "muted": True} if event.get("muted") else dict(values)
             if event.get("event") == "onset":
                 told = [*_end_of_kin(told, diagnosis), diagnosis]
-            elif event.get("event") == "recovery":
-                told = [_recovered(known, diagnosis) for known in told]
+            elif event.get("event") in {"recovery", "update"}:
+                told = [_followed(known, diagnosis) for known in told]
         return told
 
 
@@ -108,12 +109,12 @@ def _end_of_kin(told: list[dict[str, Any]], onset: Mapping[str, Any]) -> list[di
     return kept
 
 
-def _recovered(known: dict[str, Any], recovery: Mapping[str, Any]) -> dict[str, Any]:
-    """Note that a fault is over, if it is the one; its layers may have become more since its onset."""
-    same = all(known.get(name) == recovery.get(name) for name in ("rule", "step")) and _same_fault(known, recovery)
+def _followed(known: dict[str, Any], news: Mapping[str, Any]) -> dict[str, Any]:
+    """Note that a fault is over, or that its layers have become more since its onset, if it is the one."""
+    same = all(known.get(name) == news.get(name) for name in ("rule", "step")) and _same_fault(known, news)
     if known.get("recovered_at") is not None or not same:
         return known
-    return {**known, "layers": recovery["layers"], "recovered_at": recovery.get("recovered_at")}
+    return {**known, "layers": news["layers"], "recovered_at": news.get("recovered_at")}
 
 
 def quantity_of_rule(rule: str) -> str:

@@ -562,3 +562,15 @@ def test_built_in_dashboards_of_tensorboard_are_not_disturbed(pl, tmp_path: Path
     assert len(ours) == 6
     tags = events.Tags()
     assert not any(tag in tags[kind] for tag in ours for kind in ("scalars", "images", "histograms", "audio"))
+
+
+def test_layers_that_join_a_fault_later_are_told_before_the_end(reports_of) -> None:
+    """An onset is told once; when all is written to disk, a fault that has grown is told again, with all its layers."""
+    grown = replace(planted.SICK, layers=(*planted.SICK.layers, "late"))
+    first, second, third = reports_of([[1.0, 1.0, 1.0]] * 3)
+    known = [replace(first, onsets=(planted.SICK,), diagnoses=(planted.SICK,))]
+    known += [replace(report, diagnoses=(grown,)) for report in (second, third)]
+    sink, file = fed(known)
+    sink.close()
+    assert [event["event"] for event in file.events] == ["start", "onset", "update", "end"]
+    assert Run("r", (), file.events).diagnoses[0]["layers"] == list(grown.layers)

@@ -70,9 +70,9 @@ class Witness:
 
     def _on_console(self, message: Any) -> None:
         place = str(message.location.get("url"))
-        # TensorBoard's own script warns of itself, and below a path prefix chromium looks for an icon in vain.
-        foreign = "index.js?_file_hash=" in place and message.type == "warning"
-        if message.type in {"error", "warning"} and not foreign and not place.endswith("/favicon.ico"):
+        # TensorBoard's own page warns of itself, and below a path prefix does not find its own fonts and icon.
+        is_theirs = any(part in place for part in ("/index.js?_file_hash=", "/font-roboto/", "/favicon.ico"))
+        if message.type in {"error", "warning"} and not is_theirs:
             self.complaints.append(f"console {message.type}: {message.text} ({place})")
 
     def _on_dialog(self, dialog: Any) -> None:

@@ -156,7 +156,7 @@ def test_relative_colors_hold_a_layer_against_its_own_median(visit, stand) -> No
 
 
 def test_everything_can_be_done_with_the_keyboard(visit, stand) -> None:
-    """Tab reaches the picture, arrows walk and are read out, Enter opens the drawer, Escape ends one after the other."""
+    """Tab reaches the picture, arrows walk and are read out, Enter opens the drawer, Escape ends each in turn."""
     page = visit(stand([SIGMOID]).url)
     frame, series = tab_of(page), DELTA["sigmoid"]
     heatmap = delta_of(frame)

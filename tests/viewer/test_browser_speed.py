@@ -27,21 +27,21 @@ window.requestAnimationFrame = (call) => ask((time) => {
 # Moves the pointer to many places, a frame each, and returns how long the page worked for each of them.
 _WALK = """async (canvas) => {
   const box = canvas.getBoundingClientRect(), times = [];
-  for (let move = 0; move < 100; move += 1) {
-    const [x, y] = [box.left + box.width * (0.3 + 0.006 * move), box.top + box.height * (0.1 + 0.0077 * move)];
+  for (let move = 0; move < 50; move += 1) {
+    const [x, y] = [box.left + box.width * (0.3 + 0.012 * move), box.top + box.height * (0.1 + 0.0154 * move)];
     window.busy = 0;
     const begin = performance.now();
     canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y, bubbles: true }));
     document.body.getBoundingClientRect();
     const handled = performance.now() - begin;
-    await new Promise((done) => setTimeout(done, 40));
+    await new Promise((done) => setTimeout(done, 30));
     times.push(handled + window.busy);
   }
   return times;
 }"""
 
 
-@pytest.mark.parametrize(("num_layers", "num_columns"), [(500, 5000), (2000, 2048)])
+@pytest.mark.parametrize(("num_layers", "num_columns"), [(500, 5000), (2000, 500)])
 def test_a_large_picture_is_asked_for_and_painted_once_and_not_while_one_points(
     browser: Any, stand: Any, num_layers: int, num_columns: int
 ) -> None:

@@ -1,5 +1,6 @@
 /** The picture of all layers over all steps. */
 
+import { blockPeriod } from "./bands.js";
 import { NOTHING16, typicalOfLayer } from "./blob.js";
 import { cellAtPoint, cellInRow } from "./cells.js";
 import { extremeColumns } from "./extremes.js";
@@ -32,7 +33,7 @@ export class Heatmap {
   constructor(host, callbacks = {}) {
     Object.assign(this, makeStage(host), { host, callbacks });
     // The numbers and how they are colored.
-    Object.assign(this, { series: null, cells: null, rows: [], called: rowNames([]), edges: columnEdges([]), marks: [], extremes: [] });
+    Object.assign(this, { series: null, cells: null, rows: [], period: blockPeriod([]), called: rowNames([]), edges: columnEdges([]), marks: [], extremes: [] });
     Object.assign(this, { ends: { low: -7, high: 5, relative: false }, typical: new Int32Array(0), scale: null });
     // What is shown, pointed at and picked; what is out of date.
     Object.assign(this, { shared: null, tallest: null, active: null, selected: null, box: null, plot: null, clusters: [] });
@@ -67,7 +68,7 @@ export class Heatmap {
     this.shows += 1;
     // Another search or grouping of the same numbers comes with every letter that is typed.
     if (series !== this.series) this.takeNumbers(series);
-    Object.assign(this, { rows, called: rowNames(rows) });
+    Object.assign(this, { rows, period: blockPeriod(rows), called: rowNames(rows) });
     this.extremes = extremeColumns(series, new Set(rows.flatMap((row) => row.layers)));
     this.rowRange.setLimits(0, rows.length);
     this.limitSteps();

@@ -1,6 +1,7 @@
 /** Draws the whole picture that does not follow the pointer. */
 
 import { FONT, MARGIN, drawFrame, drawRowLabels, drawStepAxis, drawStrip, labelRoom } from "./axes.js";
+import { bandsOf } from "./bands.js";
 import { extremesOfCell } from "./extremes.js";
 import { clusterMarks, drawMarks } from "./marks.js";
 import { CODE_ABOVE, CODE_BELOW, cssColor } from "./palette.js";
@@ -15,13 +16,13 @@ const ROW_LINE_FROM = 10;
 /**
  * Return where everything lies.
  *
- * @param {object} heatmap `series`, `cells`, `rows`, `called`, `edges`, `stepRange`, `rowRange`, `colors`, `text`, `extremes`.
+ * @param {object} heatmap `series`, `cells`, `rows`, `period`, `called`, `edges`, `stepRange`, `rowRange`, `colors`, `text`, `extremes`.
  * @param {CanvasRenderingContext2D} context Of the picture.
  * @param {{width: number, height: number, density: number}} size In CSS pixels; device pixels in one of them.
  * @returns {object} The plot, as `axes.js` and `overlay.js` read it.
  */
 export function planPlot(heatmap, context, { width, height, density }) {
-  const { series, cells, rows, called, edges, stepRange, rowRange, text, colors, extremes } = heatmap;
+  const { series, cells, rows, period, called, edges, stepRange, rowRange, text, colors, extremes } = heatmap;
   const left = labelRoom(context, called, width);
   const plot = {
     left,
@@ -31,9 +32,8 @@ export function planPlot(heatmap, context, { width, height, density }) {
     density, series, cells, rows, called, edges, stepRange, rowRange, text, extremes,
     ends: { above: cssColor(colors.rgb[CODE_ABOVE]), below: cssColor(colors.rgb[CODE_BELOW]) },
   };
-  const rowEdges = Float64Array.from({ length: rows.length + 1 }, (_, index) => index);
   plot.columns = segmentsOf(edges, stepRange, Math.round(plot.width * density));
-  plot.bandRows = segmentsOf(rowEdges, rowRange, Math.round(plot.height * density));
+  plot.bandRows = bandsOf(rows.length, period, rowRange, Math.round(plot.height * density));
   plot.bands = Array.from({ length: plot.bandRows.count }, (_, band) => {
     const shared = rows.slice(plot.bandRows.first[band], plot.bandRows.last[band] + 1);
     return shared.length === 1 ? shared[0].layers : [...new Set(shared.flatMap((row) => row.layers))];

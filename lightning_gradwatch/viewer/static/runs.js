@@ -122,7 +122,7 @@ export function verdictOn(run) {
       text: `${counted(over.length, "earlier warning")} ${over.length === 1 ? "is" : "are"} over.${also}`,
     };
   }
-  const text = notices.length ? `${counted(notices.length, "notice")}, nothing that stops it from learning.` : seenInWords(run);
+  const text = notices.length ? `${counted(notices.length, "notice")}.` : seenInWords(run);
   return { kind: notices.length ? "notice" : "well", head: "No faults seen", text };
 }
 

@@ -36,7 +36,8 @@ export class ScaleLegend {
     this.fault = element("p", { className: "gw-fault", role: "alert", hidden: true });
     this.initial = button("Standard ends", "quiet", () => onEnds(null), { hidden: true });
     this.special = element("ul", { className: "gw-special", "aria-label": "Other colors" });
-    const row = element("div", { className: "gw-scale-row" }, this.low, this.bar, this.high, this.unit, this.initial);
+    [this.small, this.large] = [0, 1].map(() => element("span", { className: "gw-scale-words", "aria-hidden": "true" }));
+    const row = element("div", { className: "gw-scale-row" }, this.small, this.low, this.bar, this.high, this.large, this.unit, this.initial);
     this.root = element("div", { className: "gw-legend" }, row, this.special, this.fault);
   }
 
@@ -78,6 +79,7 @@ export class ScaleLegend {
     }
     this.shown = shown;
     this.initial.hidden = !own;
+    [this.small.textContent, this.large.textContent] = relative ? ["smaller", "larger"] : ["vanishing", "exploding"];
     this.unit.textContent = relative ? "times the layer\u2019s own median" : "";
     if (this.theme === theme) return;
     this.theme = theme;
