@@ -93,7 +93,7 @@ def main() -> None:
         largest, used = watch.history.norms.max(), watch.history.clipped_norms.max()
         rows.append(f"{name:<10} {accuracy:>8.1%}   largest norm {largest:<8.3g} used {used:<8.3g} {found}")
     print("\n" + "\n".join(rows))
-    print(f"\nThe heatmaps: tensorboard --logdir {arguments.directory}, tab IMAGES")
+    print(f"\nThe heatmaps: tensorboard --logdir {arguments.directory}, tab GRADIENTS")
 
 
 if __name__ == "__main__":

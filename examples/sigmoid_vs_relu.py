@@ -115,7 +115,7 @@ def main() -> None:
         rows.append(f"{network:<13} {accuracy:>8.1%}   {verdict(watch)}")
     print(f"\n{'network':<13} {'accuracy':>8}   GradWatch")
     print("\n".join(rows))
-    print(f"\nThe heatmaps: make dashboard   (or: tensorboard --logdir {arguments.directory}), tab IMAGES")
+    print(f"\nThe heatmaps: make dashboard   (or: tensorboard --logdir {arguments.directory}), tab GRADIENTS")
 
 
 if __name__ == "__main__":
