@@ -34,7 +34,7 @@ dashboard: .venv/.examples
 test: .venv/.dev
 	$(PYTEST) --numprocesses 2 --cov --cov-report term
 
-# Without what looks at the code itself, or through a browser, and needs the newest tools for that.
+# Without what looks at the code itself, through a browser or at libraries of others, and needs the newest for that.
 test-oldest: .venv-oldest/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 --ignore tests/test_package.py \
 		--ignore tests/test_typed.py --ignore tests/test_wheel.py --ignore tests/pages --ignore-glob "*/test_browser_*.py"

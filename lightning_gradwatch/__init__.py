@@ -49,6 +49,7 @@ _HOMES = {
     "Report": "report.report",
     "Sink": "report.sink",
     "StepReport": "report.step_report",
+    "WandbAlert": "report.alert",
 }
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.remedy.quantile import ClipByQuantile as ClipByQuantile
     from lightning_gradwatch.remedy.remedy import Remedy as Remedy
     from lightning_gradwatch.remedy.zscore import ClipByZScore as ClipByZScore
+    from lightning_gradwatch.report.alert import WandbAlert as WandbAlert
     from lightning_gradwatch.report.report import Report as Report
     from lightning_gradwatch.report.sink import Sink as Sink
     from lightning_gradwatch.report.step_report import StepReport as StepReport

@@ -55,7 +55,11 @@ def attached(
     inner = [_inner(each) for each in ([optimizers] if isinstance(optimizers, Optimizer) else list(optimizers))]
     _check(plain, inner, core)
     loop = Loop(core, plain, inner, scaler, Processes.of(model), tell)
-    loop.begin(None if log_dir is None else Path(log_dir))
+    try:
+        loop.begin(None if log_dir is None else Path(log_dir))
+    except BaseException:
+        loop.unhook()
+        raise
     try:
         yield loop
     except BaseException as error:
@@ -154,13 +158,7 @@ class Loop:
             error: What has ended the loop, None where it came to its end.
             together: Whether all processes come here; after an error others may not.
         """
-        _Backward.leave(self)
-        for hook in (*self._hooks, *self._waiting):
-            hook.remove()
-        self._hooks.clear()
-        self._waiting.clear()
-        for optimizer in self._optimizers:
-            optimizer.__dict__.pop(_MARK, None)
+        self.unhook()
         if together and not self._processes.alone:
             self._hear(self.core.end_batch(wait=True))
             self.core.agree(self._processes.mean, now=True)
@@ -168,6 +166,16 @@ class Loop:
         for logger in self._loggers:
             with self.core.guarded():
                 logger.close()
+
+    def unhook(self) -> None:
+        """Leave the model, its optimizers and torch as they were."""
+        _Backward.leave(self)
+        for hook in (*self._hooks, *self._waiting):
+            hook.remove()
+        self._hooks.clear()
+        self._waiting.clear()
+        for optimizer in self._optimizers:
+            optimizer.__dict__.pop(_MARK, None)
 
     def settle(self) -> None:
         """Judge now what would be judged when the next batch begins."""
@@ -274,6 +282,8 @@ class Loop:
         if stepped and not self._processes.alone:
             self.core.agree(self._processes.mean)
             stops = self._processes.anywhere(stops) if self.core.settings.stop_on else False
+        if stops and not self.stopping:
+            self.core.tell_stop(onsets, "`watch.should_stop` is True from here on, and the loop decides")
         self.stopping |= stops
 
     def _hear(self, onsets: Sequence[Diagnosis]) -> None:
@@ -316,7 +326,8 @@ class _Backward:
 
     @classmethod
     def leave(cls, loop: Loop) -> None:
-        cls.listeners.remove(loop)
+        if loop in cls.listeners:
+            cls.listeners.remove(loop)
         # Somebody who has put a function of their own around ours keeps it; ours then only passes calls on.
         if not cls.listeners and getattr(Tensor.backward, "_gradwatch", False):
             Tensor.backward = cls.original  # type: ignore[method-assign]
@@ -367,6 +378,12 @@ def _check(model: nn.Module, optimizers: Sequence[Optimizer], core: Watch) -> No
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` must be a torch.optim.Optimizer. Got {type(optimizer).__name__}")
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            kind = type(optimizer).__name__
+            raise TypeError(
+                f"This {kind} tells nobody of its steps: it is built without Optimizer.__init__, as wrappers such as "
+                "Lookahead are. Pass the optimizer inside it, if it steps that one."
+            )
         if _MARK in optimizer.__dict__:
             raise ValueError(
                 f"This {type(optimizer).__name__} is being watched already: every gradient would be read twice. Leave "

@@ -503,6 +503,8 @@ class GradWatch(Callback):
             self.core.agree(lambda values: _mean_over_processes(trainer, values))
         if self.settings.stop_on:
             stop = trainer.strategy.reduce_boolean_decision(self.core.stops(onsets), all=False)
+            if stop and not trainer.should_stop:
+                self.core.tell_stop(onsets, _when_it_stops(trainer))
             trainer.should_stop |= stop
             if stop and trainer.world_size > 1:
                 # All processes know that they stop.
@@ -610,6 +612,18 @@ class GradWatch(Callback):
 def _unsupported(trainer: Trainer) -> str:
     """Say why gradients cannot be read under the Trainer's strategy, empty where they can."""
     return next((why for name, why in _UNSUPPORTED_STRATEGIES.items() if is_a(trainer.strategy, name)), "")
+
+
+def _when_it_stops(trainer: Trainer) -> str:
+    """Say when training ends that ``stop_on`` has ended: the Trainer first does what it was told to do at least."""
+    missing = []
+    if trainer.min_steps and trainer.global_step < trainer.min_steps:
+        missing.append(f"min_steps={trainer.min_steps}")
+    if trainer.min_epochs and trainer.current_epoch < trainer.min_epochs:
+        missing.append(f"min_epochs={trainer.min_epochs}")
+    until = " and ".join(missing)
+    when = f"training goes on until {until}, and ends then" if missing else "training ends here"
+    return f"{when}; the exit status stays 0 (watch.assert_healthy() after fit() raises)"
 
 
 def _mean_over_processes(trainer: Trainer, values: Sequence[float]) -> list[float]:

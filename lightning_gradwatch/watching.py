@@ -36,7 +36,7 @@ from lightning_gradwatch.rehearsing import MakeStage
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.health import assert_healthy
 from lightning_gradwatch.report.heatmap import HeatmapSink
-from lightning_gradwatch.report.log import closing_text, start_text
+from lightning_gradwatch.report.log import closing_text, start_text, stop_text
 from lightning_gradwatch.report.optional import drawing
 from lightning_gradwatch.report.picture import PictureSink
 from lightning_gradwatch.report.recorded import Told, recorded_run
@@ -310,7 +310,7 @@ class Watch:
 
     @harmless
     def forget_passes(self) -> None:
-        """Forget the passes since the last step, losses and signals: their gradients were zeroed, and no step uses them."""
+        """Forget losses and signals since the last step: their gradients were zeroed, and no step uses them."""
         self._losses.take()
         self._prober.forget()
 
@@ -367,12 +367,13 @@ class Watch:
 
     def _open(self, stepper: Stepper, about: OptimizerStep, reading: Reading | None) -> None:
         self._record.expects(about.number, self._due_before)
-        self._optimizer_labels[about.number] = describe_optimizer(about.optimizer).kind
+        described = describe_optimizer(about.optimizer)
+        self._optimizer_labels[about.number] = described.kind
         again = self._steps.pending.get(about.number)
         self._steps.pending[about.number] = PendingStep(
             about.step,
             reading,
-            describe_optimizer(about.optimizer),
+            described,
             scaled=about.scaled,
             unscales=about.unscales,
             wanted=self._steps.wanted(about.number),
@@ -698,6 +699,16 @@ class Watch:
         """Tell whether training should end because of what began in the batch."""
         wanted = set(self.settings.stop_on)
         return any(d.symptom.value in wanted and d.severity == "warning" for d in onsets)
+
+    def tell_stop(self, onsets: Sequence[Diagnosis], then: str) -> None:
+        """Say that ``stop_on`` ends training.
+
+        Args:
+            onsets: The faults that began in the batch; none of them where one began in another process.
+            then: What happens next.
+        """
+        wanted = [d for d in onsets if d.symptom.value in self.settings.stop_on and d.severity == "warning"]
+        self._teller.say(stop_text(wanted, then))
 
     def _settle(self, number: int) -> None:
         """Note whether a pending step was dropped, and have it recorded."""

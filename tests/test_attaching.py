@@ -48,6 +48,7 @@ def fed(net: nn.Module, optimizer: Any, steps: int = 6, width: int = 8) -> None:
         optimizer.step()
 
 
+@pytest.mark.supports("attach: a plain loop")
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_plain_loop_and_the_trainer_give_the_same(pl, tmp_path, data, activation, accumulate):
@@ -65,6 +66,7 @@ def test_a_plain_loop_and_the_trainer_give_the_same(pl, tmp_path, data, activati
     assert_same(trained, looped)
 
 
+@pytest.mark.supports("attach: Fabric")
 def test_fabric_gives_the_same_as_a_plain_loop(pl, data):
     """What Fabric wraps around a model and its optimizer changes nothing of what is seen, names included."""
     fabric_package = pytest.importorskip("lightning.fabric")
@@ -296,7 +298,32 @@ def test_a_step_that_the_loss_scaler_drops_is_no_step():
     assert watch.diagnoses == []
 
 
-def test_what_stop_on_names_is_there_to_be_asked():
+def test_a_pass_whose_gradients_are_zeroed_is_forgotten():
+    """Whoever looks at a loss and drops it finds neither it nor its signals in the reading of the next step."""
+    net = healthy_net()
+    optimizer, inputs = torch.optim.SGD(net.parameters(), lr=0.1), torch.ones(4, 8)
+    watches = []
+    for early in (True, False):
+        with GradWatch(probe_every_n_steps=1).attach(net, optimizer) as watch:
+            for step in range(6):
+                if early:
+                    optimizer.zero_grad()
+                loss = net(inputs * (1e6 if step % 2 else 1.0)).square().mean()
+                if not early:
+                    optimizer.zero_grad()
+                loss.backward()
+                if step % 2 == 0:
+                    optimizer.step()
+        watches.append(watch)
+    for watch in watches:
+        assert len(watch.history.steps) == 3
+        assert watch.history.losses.max() < 1e3
+        assert all(np.nanmax(probe.signal) < 1e3 for probe in watch.probes)
+    # Zeroed before the forward pass, or between it and the backward pass: then the probe waits for the next step.
+    assert [probe.step for probe in watches[0].probes] == [0, 1, 2]
+
+
+def test_what_stop_on_names_is_there_to_be_asked(caplog):
     """A loop can look at `should_stop` after each step and finds it true in the step that is sick."""
     net = healthy_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -306,6 +333,7 @@ def test_what_stop_on_names_is_there_to_be_asked():
         def on_diagnosis(self, trainer: Any, pl_module: Any, diagnosis: Any) -> None:
             told.append((trainer, pl_module, diagnosis.symptom.value))
 
+    caplog.set_level("INFO", logger="lightning_gradwatch")
     with Tells(stop_on=["non_finite"]).attach(net, optimizer) as watch:
         for step in range(4):
             optimizer.zero_grad()
@@ -317,6 +345,7 @@ def test_what_stop_on_names_is_there_to_be_asked():
     assert asked == [False, False, True]
     assert watch.should_stop
     assert told == [(None, net, "non_finite")]
+    assert caplog.text.count("stop_on    NON-FINITE: `watch.should_stop` is True from here on") == 1
 
 
 def test_a_log_directory_gets_the_picture_and_the_diagnoses(tmp_path):
@@ -369,6 +398,39 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_changed():
         pass
     assert not optimizer._optimizer_step_pre_hooks
     assert not hasattr(torch.Tensor.backward, "_gradwatch")
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Lookahead is built in several libraries: an optimizer of torch's by its class alone."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+
+def test_an_optimizer_that_tells_nobody_of_its_steps_is_refused():
+    """It has no hooks that could be called; the way out is the optimizer inside it."""
+    net = healthy_net()
+    optimizer = _sgd(net)
+    refused = pytest.raises(TypeError, match="This Wrapper tells nobody of its steps.* Pass the optimizer inside it")
+    with refused, GradWatch().attach(net, [optimizer, Wrapper(optimizer)]):
+        pass
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_what_fails_while_hooks_are_put_in_place_leaves_none_behind(monkeypatch):
+    """Neither in torch nor in an optimizer, which can then be watched after all."""
+    net = healthy_net()
+    first, second = _sgd(net), _sgd(net)
+    before = dict(first.__dict__)
+    monkeypatch.setattr(second, "register_step_post_hook", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError), GradWatch().attach(net, [first, second]):
+        pass
+    assert not nn.modules.module._global_forward_pre_hooks
+    assert not first._optimizer_step_pre_hooks
+    assert first.__dict__.keys() == before.keys()
+    with GradWatch().attach(net, first) as watch:
+        fed(net, first, steps=2)
+    assert len(watch.history.steps) == 2
 
 
 def test_the_same_optimizer_twice_is_refused():

@@ -222,6 +222,32 @@ def test_stop_on_ends_training_after_the_step(lightning, tmp_path, data):
     assert trainer.global_step == watch.diagnoses[0].step + 1
 
 
+@pytest.mark.parametrize(
+    ("least", "steps", "words"),
+    [
+        ({}, 4, "training ends here"),
+        # Lightning makes `min_epochs` 1 where `min_steps` is given.
+        ({"min_steps": 3}, 8, "training goes on until min_epochs=1, and ends then"),
+        ({"min_steps": 6}, 8, "training goes on until min_steps=6 and min_epochs=1, and ends then"),
+        ({"min_epochs": 2}, 16, "training goes on until min_epochs=2, and ends then"),
+        ({"min_steps": 20, "min_epochs": 2}, 20, "goes on until min_steps=20 and min_epochs=2"),
+    ],
+)
+def test_stop_on_says_when_training_ends(pl, tmp_path, data, caplog, least, steps, words):
+    """What the Trainer was told to do at least is done first, and that is said, once, beside the exit status."""
+    watch = GradWatch(stop_on=["vanishing"])
+    with caplog.at_level(logging.INFO, logger="lightning_gradwatch"):
+        trainer = trainer_in(pl, tmp_path, watch, max_steps=50, **least)
+        trainer.fit(module_in(pl, deep_net(nn.Sigmoid, 12)), data)
+    messages = [record.getMessage() for record in caplog.records]
+    told = [message for message in messages if message.startswith("GradWatch  stop_on")]
+    assert len(told) == 1
+    assert told[0].startswith("GradWatch  stop_on    VANISHING: ")
+    assert words in told[0]
+    assert "the exit status stays 0" in told[0]
+    assert trainer.global_step == steps
+
+
 def test_callback_metrics_carry_the_global_norm(pl, tmp_path, data):
     """EarlyStopping and ModelCheckpoint can watch ``gradwatch/global_norm``."""
     watch = GradWatch()

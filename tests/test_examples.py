@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -47,11 +49,73 @@ def test_clipping_tames_the_recurrent_network(tmp_path):
     assert float(rows["unclipped"].split()[1].rstrip("%")) < 40
 
 
+# The least that each of the others can do, and what its table then must hold.
+QUICK = {
+    "linear_factor.py": (["--depth=10"], ["factor 1.5, 10 layers", "L = 219"]),
+    "activations.py": (["--depth=4"], ["largest", "dead ReLU units"]),
+    "initializations.py": (["--depths", "4"], ["2 x he_init_", "SELU"]),
+    "deep_sigmoid.py": (["--max_steps=6"], ["with LayerNorm", "vanishing.depth (warning)"]),
+    "recurrent.py": (
+        ["--lengths", "10"],
+        ["GRU, orthogonal", "the output of memory was the first that was not finite"],
+    ),
+    "optimizers.py": (["--depths", "4", "--max_steps=6"], ["SGD, momentum", "Adam"]),
+    "clipping_compared.py": (["--max_steps=3"], ["by value", "still NaN after 7 of 7 clippers"]),
+    "examine_sick_model.py": ([], ["VANISHING", "try 1", "Lines to paste", "healthy: no warning"]),
+    "own_rule_and_sink.py": (["--max_steps=4"], ["one layer has 100.0% of the gradient", "exploding.dominant"]),
+}
+
+
+def quick(script: str, arguments: list[str], directory: Path) -> str:
+    """Run an example with little to do and return what it prints, log included."""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", QUICK)
+def test_an_example_prints_its_table(script, tmp_path):
+    """A short run shows what the script is there to show."""
+    arguments, expected = QUICK[script]
+    out = quick(script, arguments, tmp_path)
+    assert [text for text in expected if text not in out] == []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_several_processes_tell_the_same(strategy, tmp_path):
+    """The launch line of the docstring runs on a CPU, and both ways of sharing the work find the same fault."""
+    out = quick("several_processes.py", [f"--strategy={strategy}", "--devices=2", "--max_steps=6"], tmp_path)
+    assert f"{strategy}, 2 processes: vanishing.depth in 9 layers since step 3" in out
+    assert out.count("VANISHING: the first layers get almost no gradient") == 1
+
+
+def test_lightning_cli_trains_from_yaml(tmp_path):
+    """The command of the docstring trains, clips and finds no fault."""
+    folder = EXAMPLES / "cli_yaml"
+    arguments = ["fit", f"--config={folder / 'config.yaml'}", "--trainer.max_steps=20"]
+    out = quick("cli_yaml/main.py", arguments, tmp_path)
+    assert "GradWatch  seen       no fault in 20 readings" in out
+
+
+def test_every_example_is_run():
+    """No script of the gallery is left out."""
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        *QUICK,
+        "sigmoid_vs_relu.py",
+        "clipping.py",
+        "several_processes.py",
+    }
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_an_example_explains_its_arguments(script):
-    """``--help`` says what the script does."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--max_steps" in done.stdout
-    assert "GradWatch" in done.stdout
+def test_an_example_explains_its_arguments(script, monkeypatch, capsys):
+    """``--help`` says what the script does, how it is run, and what can be changed."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    out = capsys.readouterr().out
+    assert re.search(r"^  --\w+", out, flags=re.MULTILINE)
+    assert f"python examples/{script}" in out
+    assert "GradWatch" in out

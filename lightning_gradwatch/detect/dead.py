@@ -33,6 +33,9 @@ class DeadRule:
         num_readings: How many readings in a row later. Ours.
         horizon: How many readings it takes to tell that the loss does not fall; as in ``DepthRule``.
 
+    Raises:
+        ValueError: If a number of readings is below 1.
+
     Example:
         >>> DeadRule().num_readings
         10

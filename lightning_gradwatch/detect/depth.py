@@ -53,6 +53,9 @@ class DepthRule:
         min_r2: Share of the variance along depth that the fitted line has to explain; below it, single layers are odd
             and depth is not the reason. Ours: it silences no sick run.
 
+    Raises:
+        ValueError: If bounds contradict each other, or a horizon is longer than the readings that are kept.
+
     Example:
         >>> DepthRule().notice
         3.0

@@ -138,7 +138,7 @@ class Observations:
         ...     if smallest < 1e-9:
         ...         yield Diagnosis("my.tiny", Symptom.VANISHING, layers=observations.names([0]))
         >>> from lightning_gradwatch import GradWatch
-        >>> GradWatch(rules=[tiny]).settings.rules == [tiny]
+        >>> GradWatch(rules=[tiny]).settings.rules[0] is tiny
         True
     """
 

@@ -45,6 +45,9 @@ class UpdateRule:
         horizon: How many readings it takes to tell that the loss does not fall; as in ``DepthRule``.
         min_weight: Root mean square of weights below which a layer counts as started near zero. Ours.
 
+    Raises:
+        ValueError: If a bound is not positive.
+
     Example:
         >>> UpdateRule().max_ratio
         10.0

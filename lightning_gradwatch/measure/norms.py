@@ -56,6 +56,14 @@ class GradientNorms:
             all of them.
         layers: The model's layers, to which ``index.layer`` refers; empty where nobody has told.
         descriptions: What is known of them, such as which layer follows which; empty likewise.
+
+    Example:
+        >>> from lightning_gradwatch.measure.layers import find_layers, index_parameters
+        >>> model = torch.nn.Linear(2, 1)
+        >>> model(torch.tensor([[3.0, 4.0]])).sum().backward()
+        >>> norms = measure_gradients(index_parameters(find_layers(model), [model.parameters()]))
+        >>> norms.norms.tolist(), round(norms.global_norm().item(), 3)
+        ([5.0, 1.0], 5.099)
     """
 
     index: ParameterIndex

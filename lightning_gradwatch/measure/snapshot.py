@@ -97,6 +97,12 @@ class GradientSnapshot:
         present: Whether the layer had a gradient in this step, ``[num_layers]``.
         learning_rates: Learning rate of each layer, NaN where the optimizer does not hold it, ``[num_layers]``.
         loss: The loss, without loss scaling and accumulation; NaN where it is not known.
+
+    Example:
+        >>> norms, unknown = np.array([3.0, 4.0]), np.full(2, np.nan)
+        >>> snapshot = GradientSnapshot(0, 0, norms, norms, unknown, unknown, np.ones(2, dtype=bool), unknown)
+        >>> snapshot.global_norm, snapshot.finite
+        (5.0, True)
     """
 
     step: int

@@ -21,6 +21,15 @@ class Clipper(Protocol):
     A clipper that remembers may also have ``state_dict()`` and ``load_state_dict(state)`` of plain values and tensors,
     with one state for each ``norms.optimizer``, and ``reset()``, called when a new run begins. Gradients whose norm is
     not finite are left as they are: no coefficient makes them right, and ``on_nonfinite`` decides on that step.
+
+    Example:
+        >>> class Halve:
+        ...     def clip_(self, norms):
+        ...         for gradient in norms.gradients:
+        ...             gradient.mul_(0.5)
+        ...         return 0.5 * norms.norms
+        >>> isinstance(Halve(), Clipper)
+        True
     """
 
     def clip_(self, norms: GradientNorms) -> Tensor:

@@ -38,6 +38,7 @@ class Remedy:
             to be given all parameters of the model.
         trainer_kwargs: What changes in the Trainer's arguments.
         effect: What it did when it was rehearsed, None where it was not.
+        change: What ``apply_`` does to a model, None where nothing of the model changes.
 
     Example:
         >>> from lightning_gradwatch.detect.diagnosis import Symptom

@@ -30,6 +30,8 @@ class WandbAlert:
     Example:
         >>> from lightning_gradwatch import GradWatch
         >>> watch = GradWatch(sinks=[WandbAlert()])
+        >>> [type(sink).__name__ for sink in watch.settings.sinks]
+        ['WandbAlert']
     """
 
     def __init__(self, *, notices: bool = False) -> None:

@@ -26,6 +26,8 @@ _AT_ONCE = 4
 # A model that gets new layers over and over would have everything written again each time: those that come later are
 # left out. Ours: growing networks and late optimizers need a few.
 _MAX_FORMS = 16
+# Until the end of the run, which tells the reason.
+_SWITCHED_OFF = "the training log says why"
 # What a person has to do, beside what `Diagnosis.to_dict` tells of a remedy.
 _OF_REMEDIES = ("where", "needs_restart", "optimizer_changes", "trainer_kwargs")
 
@@ -65,6 +67,8 @@ class HeatmapSink:
         self._step = report.snapshot.step
         if not self._num_events:
             self._tell("start", self._step, version=__version__, num_layers=len(report.history.layers))
+            # What lasts since before a checkpoint was told in the session before, and may still grow.
+            self._num_layers = {_key(diagnosis): len(diagnosis.layers) for diagnosis in report.diagnoses}
         for row in rows_of(report):
             self._of(row, report).add(self._step, row)
         self._unflushed = True
@@ -85,9 +89,10 @@ class HeatmapSink:
             self._to_disk()
 
     def deactivate(self, log_step: int) -> None:
-        """Have everything on disk: nothing more will come."""
+        """Tell that nothing more will come, and have everything on disk: the run may go on for days."""
         if self._num_events:
             self._close_windows()
+            self._tell("off", self._step, disabled=_SWITCHED_OFF)
             self._to_disk()
 
     def end(self, reason: str, detail: str = "") -> None:

@@ -158,7 +158,6 @@ def _edges(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _draw_cells(axes: Axes, picture: _Picture) -> None:
-
     rows = np.arange(len(picture.codes) + 1) - 0.5
     colors = ListedColormap(palette.table() / 255)
     axes.pcolormesh(picture.edges, rows, picture.codes, cmap=colors, vmin=0, vmax=255, rasterized=True)
@@ -234,7 +233,6 @@ def _draw_states(axes: Axes, picture: _Picture) -> list[Any]:
 
 
 def _draw_scale(axes: Axes, picture: _Picture) -> None:
-
     ends = {"under": rgb_of(palette.BELOW_COLOR), "over": rgb_of(palette.ABOVE_COLOR)}
     colors = ListedColormap(palette.table()[: palette.BELOW] / 255).with_extremes(**ends)
     low, high = picture.anchors.low, picture.anchors.high

@@ -12,17 +12,16 @@ from typing import Any
 
 from lightning_gradwatch.viewer.markdown import to_markdown
 from lightning_gradwatch.viewer.metadata import FORMAT_VERSION
+from lightning_gradwatch.viewer.outfile import is_ours, put
 from lightning_gradwatch.viewer.page import MARK, finite, html_page
 from lightning_gradwatch.viewer.run import Run
-from lightning_gradwatch.viewer.verdict import newest_norms, power, verdict, why_not_measured
+from lightning_gradwatch.viewer.values import run_values
 
 # Pixels: the heatmap of 20 layers with its controls and the diagnoses below, in the window of a laptop.
 FRAME_HEIGHT = 820
 # Ours: what stays quick to open, and to save with the notebook that holds it.
 FRAME_BYTES = 5_000_000
 _KINDS = (".html", ".md", ".json")
-# How far into a file of ours its mark stands at most.
-_HEAD_BYTES = 4096
 _MARKS = {".html": MARK, ".md": "### GradWatch: ", ".json": '"generator": "gradwatch"'}
 
 
@@ -116,20 +115,13 @@ def save_run(run: Run, path: str | Path) -> Path:
     kind = path.suffix.lower()
     if kind not in _KINDS:
         raise ValueError(f"`path` must end in .html (a page), .md (for an issue or a chat) or .json. Got {str(path)!r}")
-    if path.is_dir() or (path.exists() and not _is_ours(path, kind)):
+    if path.is_dir() or (path.exists() and not is_ours(path, _MARKS[kind])):
         raise FileExistsError(
             f"`path` holds something that GradWatch has not written, so it is left alone: {path}. Choose another name, "
             "or remove it"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_written(run, kind), encoding="utf-8")
+    put(path.resolve(), _written(run, kind))
     return path
-
-
-def _is_ours(path: Path, kind: str) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return not head or _MARKS[kind].encode() in head
 
 
 def _written(run: Run, kind: str) -> str:
@@ -137,24 +129,5 @@ def _written(run: Run, kind: str) -> str:
         return html_page([run], run.name)
     if kind == ".md":
         return to_markdown(run)
-    found = {"generator": "gradwatch", "format_version": FORMAT_VERSION, "runs": [_values(run)]}
+    found = {"generator": "gradwatch", "format_version": FORMAT_VERSION, "runs": [run_values(run)]}
     return json.dumps(finite(found), indent=1, allow_nan=False) + "\n"
-
-
-def _values(run: Run) -> dict[str, Any]:
-    """Return a run as plain values, as ``gradwatch report --json`` prints it."""
-    missing = why_not_measured(run)
-    return {
-        "name": run.name,
-        "measured": not missing,
-        "verdict": missing or verdict(run),
-        "diagnoses": run.diagnoses,
-        "norms": [
-            {
-                "optimizer": newest.series.about.optimizer,
-                "step": int(newest.series.windows.steps[-1]),
-                "layers": dict(zip(newest.series.layers, map(power, newest.logs.tolist()), strict=True)),
-            }
-            for newest in newest_norms(run)
-        ],
-    }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-_FINE, _SICK, _UNUSABLE = 0, 1, 2
+_FINE, _UNUSABLE = 0, 2
 
 _EPILOG = """\
 examples:
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader, such as `head`, has gone; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FINE
+        # A gate that could not say what it found has not passed.
+        return _UNUSABLE if getattr(options, "fail_on", ()) else _FINE
     except KeyboardInterrupt:
         return 130
     return status

@@ -18,7 +18,8 @@ from lightning_gradwatch.viewer.page import finite, html_page
 from lightning_gradwatch.viewer.reading import runs_in, selected, two_runs
 from lightning_gradwatch.viewer.run import Run
 from lightning_gradwatch.viewer.terminal import Paper, report_lines, say, warn
-from lightning_gradwatch.viewer.verdict import failing, newest_norms, power, verdict, why_not_measured
+from lightning_gradwatch.viewer.values import run_values
+from lightning_gradwatch.viewer.verdict import failing, why_not_measured
 
 FINE, SICK, UNUSABLE = 0, 1, 2
 
@@ -84,23 +85,8 @@ def _print_json(values: dict[str, Any]) -> None:
 
 
 def _values(run: Run, sick: Sequence[str]) -> dict[str, Any]:
-    """Return a run as plain values."""
-    missing = why_not_measured(run)
-    return {
-        "name": run.name,
-        "measured": not missing,
-        "verdict": missing or verdict(run),
-        "failed_on": list(sick),
-        "diagnoses": run.diagnoses,
-        "norms": [
-            {
-                "optimizer": newest.series.about.optimizer,
-                "step": int(newest.series.windows.steps[-1]),
-                "layers": dict(zip(newest.series.layers, map(power, newest.logs.tolist()), strict=True)),
-            }
-            for newest in newest_norms(run)
-        ],
-    }
+    """Return a run as plain values, with the symptoms on which the gate fails."""
+    return {**run_values(run), "failed_on": list(sick)}
 
 
 def _page(options: Namespace, runs: Sequence[Run], default: Path, title: str) -> None:

@@ -172,7 +172,10 @@ class EventsMetadata:
 
     @property
     def tag(self) -> str:
-        """Where its records stand: JSON texts, each with ``event``: ``start``, ``onset``, ``update``, ``recovery``, ``end``."""
+        """Where its records stand: JSON texts, each with ``event``.
+
+        That is ``start``, ``onset``, ``update``, ``recovery``, ``off`` (GradWatch has switched itself off) or ``end``.
+        """
         return f"{PLUGIN_NAME}/events/{self.session}"
 
     def content(self) -> bytes:

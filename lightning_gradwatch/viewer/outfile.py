@@ -9,8 +9,8 @@ from pathlib import Path
 from lightning_gradwatch.viewer.markdown import printable
 from lightning_gradwatch.viewer.page import MARK
 
-# The mark stands in a page's first lines.
-_HEAD_BYTES = 2000
+# The mark stands in a file's first lines.
+_HEAD_BYTES = 4096
 
 
 class RefusedError(Exception):
@@ -38,12 +38,11 @@ def write_page(path: Path, page: str) -> Path:
         if path.exists() and not path.is_file():
             path.write_text(page, encoding="utf-8")
             return path
-        if path.exists() and not _is_ours(path):
+        if path.exists() and not is_ours(path, MARK):
             raise RefusedError(
                 f"{shown} was not written by gradwatch and is left as it is. Name another file with --out"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, page)
+        put(path, page)
     except OSError as error:
         raise RefusedError(
             f"{shown} cannot be written ({error.strerror or error}). Name another file with --out"
@@ -51,20 +50,31 @@ def write_page(path: Path, page: str) -> Path:
     return path
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a page of ours, or empty."""
+def is_ours(path: Path, mark: str) -> bool:
+    """Tell whether a file is one of ours, or empty.
+
+    Args:
+        path: The file.
+        mark: What stands near the beginning of each of ours.
+    """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    return not head or MARK.encode() in head
+    return not head or mark.encode() in head
 
 
-def _replace(path: Path, page: str) -> None:
-    """Write beside the file and then take its place, so that nobody finds half a page."""
+def put(path: Path, text: str) -> None:
+    """Write beside the file and then take its place, so that nobody finds half of it; directories are made.
+
+    Args:
+        path: The file; of a link what it leads to.
+        text: All of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     draft = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
+            file.write(text)
         # A temporary file is its owner's alone; a page has the rights that any new file would get.
         mask = os.umask(0)
         os.umask(mask)

@@ -28,12 +28,28 @@ def why_not_measured(run: Run) -> str:
         >>> why_not_measured(Run("version_0"))
         'version_0: nothing was measured'
     """
-    disabled = next((event["disabled"] for event in reversed(run.events) if event.get("disabled")), None)
-    if disabled:
+    if disabled := _disabled(run):
         return f"{run.name}: GradWatch switched itself off during the run: {disabled}"
-    if not run.diagnoses and not any(len(series.windows) for series in run.series):
-        return f"{run.name}: nothing was measured"
-    return ""
+    nothing = _nothing(run)
+    return f"{run.name}: {nothing}" if nothing else ""
+
+
+def _disabled(run: Run) -> str:
+    """Say why GradWatch switched itself off; empty where it did not."""
+    return next((str(event["disabled"]) for event in reversed(run.events) if event.get("disabled")), "")
+
+
+def _nothing(run: Run) -> str:
+    """Say that there is nothing to judge a run by: no reading, or readings of steps that never had a gradient."""
+    if run.diagnoses:
+        return ""
+    if not any(len(series.windows) for series in run.series):
+        return "nothing was measured"
+    # The forward signal is there without a backward pass.
+    gradients = [series for series in run.series if series.about.quantity != "signal"]
+    if any((series.windows.state & PRESENT).any() for series in gradients):
+        return ""
+    return "no gradient was ever seen"
 
 
 def failing(run: Run, symptoms: Sequence[str]) -> list[Finding]:
@@ -55,15 +71,15 @@ def verdict(run: Run) -> str:
     Returns:
         Such as ``"VANISHING since step 3; 1 warning in 20 layers, steps 0 to 199"``.
     """
-    if why_not_measured(run) and not run.diagnoses and not run.series:
-        return "nothing was measured"
+    extent = _extent(run)
+    if nothing := _nothing(run):
+        return nothing + (f" ({extent})" if extent else "")
     found = findings(run)
     warnings = [finding for finding in found if finding.is_warning]
     muted = sum(finding.is_muted for finding in found)
     notices = len(found) - len(warnings) - muted
     parts = [_of_warnings(warnings), *(counted(n, word) for n, word in ((notices, "notice"),) if n)]
     parts += [f"{muted} muted"] if muted else []
-    extent = _extent(run)
     return ", ".join(parts) + (f" ({extent})" if extent else "")
 
 
@@ -93,6 +109,8 @@ def _extent(run: Run) -> str:
 
 def _ending(run: Run) -> str:
     """Say how the run ended where it did not end well; nothing is known where there is no event at all."""
+    if _disabled(run):
+        return "GradWatch switched itself off"
     ends = [event for event in run.events if event.get("event") in {"start", "end"}]
     if not ends:
         return ""

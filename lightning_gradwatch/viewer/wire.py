@@ -125,7 +125,8 @@ def brief(about: SeriesMetadata, steps: npt.NDArray[np.int64] | int | None, vers
 
     Returns:
         ``name``, ``quantity``, ``title``, ``optimizer``, ``optimizer_label``, ``module``, ``num_layers``,
-        ``num_columns`` (None where that is not known), ``last_step`` and ``version``.
+        ``num_columns`` (None where that is not known), ``last_step``, ``started`` (of its newest session, seconds since
+        1970) and ``version``.
 
     Example:
         >>> about = SeriesMetadata("norms", 0, "a1", 0.0, 0, ("fc1", "fc2"), (0, 1))
@@ -146,6 +147,7 @@ def brief(about: SeriesMetadata, steps: npt.NDArray[np.int64] | int | None, vers
         "num_layers": len(about.layers),
         "num_columns": num_columns,
         "last_step": last,
+        "started": about.started,
         "version": version or f"{about.session}/{about.resolution}/{num_columns}/{last}",
     }
 

@@ -24,12 +24,13 @@ from lightning_gradwatch import GradWatch
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, TimeProfile
 from lightning_gradwatch.report import heatmap as module
-from lightning_gradwatch.report.heatmap import HeatmapSink
+from lightning_gradwatch.report.heatmap import HeatmapSink, told
 from lightning_gradwatch.report.sink import SinkRow
 from lightning_gradwatch.report.step_report import StepReport
 from lightning_gradwatch.viewer.events import read_runs
 from lightning_gradwatch.viewer.metadata import EventsMetadata, SeriesMetadata
 from lightning_gradwatch.viewer.run import Run, Series
+from lightning_gradwatch.viewer.verdict import why_not_measured
 from lightning_gradwatch.viewer.windows import INF, NAN, PRESENT, ZERO
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -574,3 +575,27 @@ def test_layers_that_join_a_fault_later_are_told_before_the_end(reports_of) -> N
     sink.close()
     assert [event["event"] for event in file.events] == ["start", "onset", "update", "end"]
     assert Run("r", (), file.events).diagnoses[0]["layers"] == list(grown.layers)
+
+
+def test_a_fault_of_before_a_checkpoint_is_told_again_when_it_grows(reports_of) -> None:
+    """A resumed run has a sink that has told of nothing; the layers that join belong to the onset told before it."""
+    grown = replace(planted.SICK, layers=(*planted.SICK.layers, "late"))
+    first, second = reports_of([[1.0, 1.0, 1.0]] * 2)
+    sink, file = fed([replace(first, diagnoses=(planted.SICK,)), replace(second, diagnoses=(grown,))])
+    sink.close()
+    assert [event["event"] for event in file.events] == ["start", "update", "end"]
+    earlier = {"event": "onset", "diagnosis": told(planted.SICK)}
+    assert Run("r", (), [earlier, *file.events]).diagnoses[0]["layers"] == list(grown.layers)
+
+
+def test_a_watch_that_is_switched_off_says_so_at_once(reports_of) -> None:
+    """The run may go on for days, and until its end nobody must take it for a healthy one; the end tells the reason."""
+    sink, file = fed(reports_of([[1.0]] * 3))
+    sink.deactivate(0)
+    assert file.calls[-1] == "flush"
+    assert why_not_measured(Run("r", (), file.events)) == (
+        "r: GradWatch switched itself off during the run: the training log says why"
+    )
+    sink.end("switched off", "ValueError: x")
+    sink.close()
+    assert why_not_measured(Run("r", (), file.events)).endswith("during the run: ValueError: x")

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -886,6 +887,87 @@ def ddp_losses_differ() -> dict[str, Any]:
 
     module = module_of(lambda: deep_net(nn.Sigmoid, 6), None, training_step=drifting_loss, optimizer=adam)
     return {**fit(GradWatch(rules=[DepthRule(horizon=30)]), module, ddp(), steps=45), "own_losses": losses}
+
+
+# Loops without a Trainer.
+
+
+def break_down() -> None:
+    """Fail as a person's own code may."""
+    raise RuntimeError("broken on purpose")
+
+
+def loop(
+    watch: GradWatch | None, make: Callable[[], nn.Module] = healthy_net, steps: int = STEPS, **faults: int
+) -> dict[str, Any]:
+    """Train under DDP by hand, each process on batches of its own, and stop where the watch says so.
+
+    Args:
+        watch: What watches; None for nobody.
+        make: Makes the network.
+        steps: How many steps.
+        faults: Step at which the loss of the second process is NaN (``poisoned_at``), or at which it raises and is gone
+            (``gone_at``).
+    """
+    torch.manual_seed(0)
+    net, rank, error, losses = make(), dist.get_rank(), "", []
+    model, optimizer = nn.parallel.DistributedDataParallel(net), torch.optim.SGD(net.parameters(), lr=0.1)
+    before, used = SavedGradients(), SavedGradients()
+    optimizer.register_step_pre_hook(lambda *_: before.save(net, optimizer))
+    optimizer.register_step_post_hook(lambda *_: used.save(net, optimizer))
+    try:
+        with nullcontext() if watch is None else watch.attach(model, optimizer):
+            for step, (inputs, labels) in zip(range(steps), list(batches(128))[rank::2], strict=False):
+                loss = nn.functional.cross_entropy(model(inputs), labels)
+                if rank == 1 and step == faults.get("poisoned_at"):
+                    loss = loss * float("nan")
+                if rank == 1 and step == faults.get("gone_at"):
+                    break_down()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                if watch is not None and watch.should_stop:
+                    break
+    except RuntimeError as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    if rank == 1 and "gone_at" in faults:
+        # The process is gone, and with it what the other one waits for.
+        dist.destroy_process_group()
+    return {
+        **({} if watch is None else seen(watch)),
+        "error": error,
+        "used": used.steps,
+        "before": before.steps,
+        "global_step": len(losses),
+        "weights": [weight.flatten().tolist() for weight in local_weights(net)],
+        "own_losses": losses,
+    }
+
+
+@scenario()
+def loop_plain() -> dict[str, Any]:
+    return {**loop(GradWatch()), "unwatched_weights": loop(None)["weights"]}
+
+
+@scenario()
+def loop_skip() -> dict[str, Any]:
+    return loop(GradWatch(on_nonfinite="skip"), poisoned_at=POISONED_BATCH)
+
+
+@scenario()
+def loop_raise() -> dict[str, Any]:
+    return loop(GradWatch(on_nonfinite="raise"), poisoned_at=POISONED_BATCH)
+
+
+@scenario()
+def loop_stop_on() -> dict[str, Any]:
+    return loop(GradWatch(stop_on=["vanishing"]), sigmoid_net, steps=16)
+
+
+@scenario(alone=True)
+def loop_with_one_that_fails() -> dict[str, Any]:
+    return loop(GradWatch(), gone_at=2)
 
 
 # How many collectives a reading takes.

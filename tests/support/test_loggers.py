@@ -135,7 +135,9 @@ def test_tensorboard_holds_scalars_picture_and_card_of_a_run(lightning, tmp_path
     assert logged == pytest.approx(global_norms(watch)[[2, 5, 8]], rel=1e-5)
     (onset,) = watch.diagnoses
     assert [image.step for image in events.Images("gradwatch/heatmap")] == [onset.step, 8]
-    assert events.Tags()["tensors"] == ["gradwatch/diagnoses/text_summary"]
+    ours = set(events.PluginTagToContent("gradwatch"))
+    assert set(events.Tags()["tensors"]) - ours == {"gradwatch/diagnoses/text_summary"}
+    assert {tag.split("/")[1] for tag in ours} == {"norms", "ratios", "signal", "delta", "updates", "events"}
     assert not (Path(logger.log_dir) / "gradwatch" / "heatmap.png").exists()
 
 
@@ -290,7 +292,8 @@ def test_a_run_without_a_logger_is_watched_and_leaves_its_files(lightning, tmp_p
     assert_same(watch.history, saved)
     assert trainer.loggers == []
     assert float(trainer.callback_metrics["gradwatch/global_norm"]) == pytest.approx(global_norms(watch)[-1], rel=1e-5)
-    assert sorted(path.name for path in (tmp_path / "gradwatch").iterdir()) == ["diagnoses.jsonl", "heatmap.png"]
+    files = sorted(path.name for path in (tmp_path / "gradwatch").iterdir())
+    assert [name.partition(".")[0] for name in files] == ["diagnoses", "events", "heatmap"]
     assert watch.disabled_reason is None
 
 
@@ -345,6 +348,8 @@ def test_weights_and_biases_holds_scalars_and_picture_of_a_run(lightning, tmp_pa
     assert ours == [row["trainer/global_step"] for row in rows if "loss" in row] == [1, 3, 5]
     assert summary["gradwatch/global_norm"] == pytest.approx(global_norms(watch)[5], rel=1e-5)
     assert len(list((files / "media" / "images" / "gradwatch").glob("heatmap*.png"))) == 1
+    (page,) = (files / "media" / "html" / "gradwatch").glob("report*.html")
+    assert page.read_text(encoding="utf-8") == watch.core.page()
 
 
 @pytest.mark.supports("MLFlowLogger")
@@ -457,7 +462,7 @@ def test_a_logger_whose_experiment_fails_costs_picture_and_card(lightning, tmp_p
     assert trainer.global_step == 8
     assert all(torch.equal(plain[name], value) for name, value in module.state_dict().items())
     failures = [text for text in warnings_in(caplog) if "VANISHING" not in text]
-    assert sorted(text.split()[2] for text in failures) == ["CardSink", "PictureSink", "ScalarSink"]
+    assert sorted(text.split()[2] for text in failures) == ["CardSink", "HeatmapSink", "PictureSink", "ScalarSink"]
     assert all(text.endswith("training goes on: OSError: disk full") for text in failures)
     assert watch.disabled_reason is None
     assert (Path(fails.log_dir) / "gradwatch" / "diagnoses.jsonl").read_text().count('"onset"') == 1
@@ -474,7 +479,7 @@ def test_a_directory_that_cannot_be_written_costs_its_files(lightning, tmp_path,
     assert trainer.global_step == 8
     assert all(torch.equal(plain[name], value) for name, value in module.state_dict().items())
     failures = [text for text in warnings_in(caplog) if "VANISHING" not in text]
-    assert sorted(text.split()[2] for text in failures) == ["JsonlSink", "PictureSink"]
+    assert sorted(text.split()[2] for text in failures) == ["HeatmapSink", "JsonlSink", "PictureSink"]
     assert all("NotADirectoryError" in text for text in failures)
     assert [diagnosis.rule for diagnosis in watch.diagnoses] == ["vanishing.depth"]
     assert watch.disabled_reason is None

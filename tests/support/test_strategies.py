@@ -643,6 +643,75 @@ def test_a_second_fit_after_a_failure_in_one_process_goes_through(played, name):
         assert record["disabled"] is not None
 
 
+# Loops without a Trainer.
+
+
+def mean_losses(records: list[dict[str, Any]]) -> Any:
+    """Return the mean over all processes of each step's loss."""
+    return np.mean([record["own_losses"] for record in records], axis=0)
+
+
+@pytest.mark.supports("attach: DDP")
+def test_an_attached_loop_measures_the_averaged_gradient_in_every_process(played):
+    """Each process has batches of its own, and all have the same norms and mean losses; only the first one tells."""
+    records = records_of(played, "loop_plain")
+    assert records[0]["own_losses"] != records[1]["own_losses"]
+    for record in records:
+        assert_right(record)
+        assert record["disabled"] is None
+        assert record["global_step"] == len(record["norms"]) == STEPS
+        assert record["weights"] == record["unwatched_weights"]
+        assert (record["diagnoses"], record["health"], record["error"]) == ([], "", "")
+        np.testing.assert_allclose(record["losses"], mean_losses(records), rtol=1e-6)
+    assert_alike(records)
+    log = log_of(played, "loop_plain")
+    assert log.count("GradWatch  watching") == log.count("GradWatch  seen") == 1
+
+
+@pytest.mark.supports("attach: DDP")
+def test_an_attached_loop_skips_in_all_processes(played):
+    """The loss of one process is NaN: no process uses the step, and the weights end the same."""
+    records = records_of(played, "loop_skip")
+    for record in records:
+        assert_right(record)
+        assert (record["skipped"], record["error"], record["global_step"]) == (1, "", STEPS)
+        assert record["used"][POISONED_BATCH] == {}
+        assert np.isfinite(np.concatenate(record["weights"])).all()
+    assert records[0]["weights"] == records[1]["weights"]
+    assert_alike(records)
+    assert "rank 1 (" in log_of(played, "loop_skip")
+
+
+@pytest.mark.supports("attach: DDP")
+def test_an_attached_loop_ends_in_all_processes_with_the_same_error(played):
+    """With `on_nonfinite="raise"` every process leaves its block at the same step."""
+    for record in records_of(played, "loop_raise"):
+        assert record["error"].startswith("GradientFault")
+        assert record["global_step"] == POISONED_BATCH
+
+
+@pytest.mark.supports("attach: DDP")
+def test_should_stop_is_true_in_all_processes_at_once(played):
+    """All processes leave the loop after the same step, and all that was open was exchanged."""
+    records = records_of(played, "loop_stop_on")
+    assert_alike(records)
+    assert records[0]["global_step"] == 4
+    assert [rule for rule, *_ in records[0]["diagnoses"]] == ["vanishing.depth"]
+    np.testing.assert_allclose(records[0]["losses"], mean_losses(records), rtol=1e-6)
+
+
+@pytest.mark.supports("attach: DDP")
+def test_an_attached_loop_that_fails_in_one_process_makes_no_other_wait(played):
+    """One process raises and is gone; the other one learns it from torch, and leaves its block without an exchange."""
+    first, second = records_of(played, "loop_with_one_that_fails")
+    assert second["error"] == "RuntimeError: broken on purpose"
+    assert first["error"] != ""
+    assert "imed out" not in first["error"]
+    for record in (first, second):
+        assert (len(record["norms"]), record["disabled"]) == (2, None)
+    assert log_of(played, "loop_with_one_that_fails").count("GradWatch  seen") == 1
+
+
 # Processes that Lightning starts itself.
 
 

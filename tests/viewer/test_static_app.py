@@ -220,6 +220,20 @@ def test_the_page_opens_where_the_worst_diagnosis_rests_and_says_so(js: Call) ->
     assert js(code, [[{**described(), "opens_on": "norms/0"}], {"quantity": ""}], "runs") == ["norms", ""]
 
 
+def test_of_many_runs_the_one_that_began_last_is_shown(js: Call) -> None:
+    """By name ``version_9`` would come last; both of two runs are shown, and what a person chose goes first."""
+
+    def began(name: str, started: float) -> dict[str, Any]:
+        run = {**described(), "name": name}
+        return {**run, "series": [{**series, "started": started} for series in run["series"]]}
+
+    runs = [began("version_1", 1.0), began("version_10", 10.0), began("version_9", 9.0), {**began("empty", 0.0), "series": []}]
+    code = "(m, [runs, chosen]) => m.runsToShow(runs, chosen).map((run) => run.name)"
+    assert js(code, [runs, []], "runs") == ["version_10"]
+    assert js(code, [runs, ["version_1"]], "runs") == ["version_1"]
+    assert js(code, [runs[:2], []], "runs") == ["version_1", "version_10"]
+
+
 def test_news_are_new_runs_and_new_findings_of_old_ones(js: Call) -> None:
     """What was there before is not announced again."""
     before = [described(diagnosis())]

@@ -49,10 +49,22 @@ def test_a_run_without_numbers_is_not_healthy():
     run = planted_run(kind="relu")
     empty = replace(run, series=tuple(replace(series, windows=series.windows.take(slice(0))) for series in run.series))
     assert why_not_measured(empty).endswith("nothing was measured")
+    assert verdict(empty) == "nothing was measured"
     healthy = planted_run(kind="relu")
     assert why_not_measured(healthy) == ""
     off = replace(healthy, events=(*healthy.events, {"event": "end", "disabled": "RuntimeError: x"}))
     assert why_not_measured(off).endswith(": GradWatch switched itself off during the run: RuntimeError: x")
+    assert verdict(off) == "no warning (20 layers, steps 0 to 199, GradWatch switched itself off)"
+
+
+def test_steps_that_never_had_a_gradient_are_not_healthy():
+    """An optimizer that steps without a backward pass is read, and nothing is there to judge."""
+    healthy = planted_run(kind="relu")
+    windows = {s.about.quantity: s.windows for s in healthy.series}
+    nothing = {q: replace(w, state=np.zeros_like(w.state)) if q != "signal" else w for q, w in windows.items()}
+    idle = replace(healthy, series=tuple(replace(s, windows=nothing[s.about.quantity]) for s in healthy.series))
+    assert why_not_measured(idle).endswith(": no gradient was ever seen")
+    assert verdict(idle) == "no gradient was ever seen (20 layers, steps 0 to 199)"
 
 
 def test_only_warnings_of_the_symptoms_asked_for_fail():

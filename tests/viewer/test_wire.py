@@ -172,6 +172,10 @@ class TestBrief:
         versions.append(brief(replace(about, session="b"), np.arange(3))["version"])
         assert len(set(versions)) == 5
 
+    def test_it_tells_when_its_newest_session_began(self) -> None:
+        """The page opens on the run that began last."""
+        assert brief(SeriesMetadata("norms", 0, "a1", 12.5, 0, ("a",), (0,)), 70)["started"] == 12.5
+
     def test_without_a_look_at_the_columns_their_number_is_unknown(self) -> None:
         """The last step alone is known then."""
         short = brief(SeriesMetadata("norms", 0, "a1", 0.0, 0, ("a",), (0,)), 70, "v")

@@ -23,12 +23,18 @@ export function worstFirst(diagnoses) {
   return [...diagnoses].sort((a, b) => rank(a) - rank(b) || a.step - b.step);
 }
 
-/** Choose the runs to show where nobody has: both of two, as sigmoid beside ReLU, else the newest. */
+/** Choose the runs to show where nobody has: both of two, as sigmoid beside ReLU, else the one that began last. */
 export function runsToShow(runs, chosen) {
   const known = chosen.map((name) => runs.find((run) => run.name === name)).filter(Boolean);
   if (known.length) return known;
   const filled = runs.filter((run) => run.series.length);
-  return filled.length <= SHOWN_UNASKED ? filled : filled.slice(-1);
+  // Not the last by name: version_9 comes behind version_10.
+  const newest = () => filled.reduce((one, other) => (beganAt(other) >= beganAt(one) ? other : one));
+  return filled.length <= SHOWN_UNASKED ? filled : [newest()];
+}
+
+function beganAt(run) {
+  return Math.max(...run.series.map((series) => series.started || 0));
 }
 
 /** Return what one answer of the source has that the one before had not: {runs: names, findings: sentences}. */

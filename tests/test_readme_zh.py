@@ -1,0 +1,53 @@
+"""Test that ``README.zh.md`` says what is true: its code runs, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the code blocks of the page."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:.*(GPU|TPU|HPU) available")
+def test_python_blocks_run_in_their_order(tmp_path, monkeypatch, capsys):
+    """Each block runs after those before it, and the last one prints what is wrong, why, and lines to paste."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(block, names)
+    assert [diagnosis.rule for diagnosis in names["watch"].diagnoses] == ["vanishing.depth"]
+    printed = capsys.readouterr().out
+    assert "the first layers get almost no gradient" in printed
+    assert "12 x sigmoid" in printed
+    assert "nn." in names["watch"].remedies[0].code
+
+
+def test_commands_exist():
+    """Each `make` command of the page is a target."""
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"make ([\w-]+)", PAGE)
+    assert {"demo", "test", "dashboard"} <= set(named)
+    assert set(named) <= set(targets)
+
+
+def test_links_lead_somewhere():
+    """Every relative link is a file of the repository."""
+    targets = re.findall(r"\]\(([^)#:]+)\)", PAGE)
+    assert "docs/seed.md" in targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_it_is_in_step_with_the_english_page():
+    """What a reader types first is the same on both pages."""
+    english = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in "\n".join([*blocks("bash"), blocks("python")[0]]).splitlines()]
+    assert [line for line in lines if line not in english] == []
