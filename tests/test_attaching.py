@@ -411,7 +411,7 @@ def test_an_optimizer_that_tells_nobody_of_its_steps_is_refused():
     """It has no hooks that could be called; the way out is the optimizer inside it."""
     net = healthy_net()
     optimizer = _sgd(net)
-    refused = pytest.raises(TypeError, match="This Wrapper tells nobody of its steps.* Pass the optimizer inside it")
+    refused = pytest.raises(TypeError, match=r"This Wrapper tells nobody of its steps.* Pass the optimizer inside it")
     with refused, GradWatch().attach(net, [optimizer, Wrapper(optimizer)]):
         pass
     assert not optimizer._optimizer_step_pre_hooks

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lightning_gradwatch.viewer.finding import Finding, findings
 from lightning_gradwatch.viewer.run import Run
-from lightning_gradwatch.viewer.verdict import newest_norms, norms_in_words, verdict
+from lightning_gradwatch.viewer.verdict import newest_norms, norms_in_words, optimizer_in_words, verdict
 
 # A person reads no more; the page has them all.
 _MAX_ROWS, _MAX_SECTIONS, _NAMED_LAYERS = 20, 5, 5
@@ -40,7 +40,7 @@ def to_markdown(run: Run) -> str:
     parts += [_section(finding) for finding in found[:_MAX_SECTIONS]]
     parts += [f"and {len(found) - _MAX_SECTIONS} more"] if len(found) > _MAX_SECTIONS else []
     for newest in newest_norms(run):
-        of = f" of {newest.series.about.optimizer_label or newest.series.name}" if len(newest_norms(run)) > 1 else ""
+        of = f" of {optimizer_in_words(newest)}" if len(newest_norms(run)) > 1 else ""
         step = int(newest.series.windows.steps[-1])
         parts.append(f"Gradient norms{escaped(of)} at step {step}: {escaped(norms_in_words(newest))}")
     return "\n\n".join(parts) + "\n"

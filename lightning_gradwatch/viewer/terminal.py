@@ -12,7 +12,7 @@ from typing import TextIO
 from lightning_gradwatch.viewer.finding import Finding, WayOut, findings, named
 from lightning_gradwatch.viewer.markdown import printable
 from lightning_gradwatch.viewer.run import Run
-from lightning_gradwatch.viewer.verdict import newest_norms, norms_in_words, verdict
+from lightning_gradwatch.viewer.verdict import newest_norms, norms_in_words, optimizer_in_words, verdict, why_not_measured
 
 # Below this nothing can be set in columns; a wider text is hard to read.
 _LEAST_WIDTH, _MOST_WIDTH = 50, 140
@@ -95,7 +95,7 @@ def report_lines(run: Run, paper: Paper) -> list[str]:
     if norms:
         lines.append("")
     for newest in norms:
-        key = newest.series.about.optimizer_label if len(norms) > 1 else ""
+        key = optimizer_in_words(newest) if len(norms) > 1 else ""
         step = int(newest.series.windows.steps[-1])
         head = " ".join(filter(None, ["gradient norms", f"of {key}" if key else "", f"at step {step}: "]))
         lines += wrapped(head + norms_in_words(newest), paper.width, indent="  ")
@@ -105,7 +105,7 @@ def report_lines(run: Run, paper: Paper) -> list[str]:
 def verdict_lines(run: Run, found: Sequence[Finding], paper: Paper) -> list[str]:
     """Write the name of a run and how it fared."""
     sick = any(finding.is_warning for finding in found)
-    color = "red" if sick else "yellow" if not run.series else "green"
+    color = "red" if sick else "yellow" if why_not_measured(run) else "green"
     lines = wrapped(f"{run.name}: {verdict(run)}", paper.width)
     return [paper.ink(line, color) for line in lines]
 

@@ -152,6 +152,12 @@ def _newest(series: Series) -> Newest:
     return Newest(series, series.windows.median[rows, columns], series.windows.state[rows, columns])
 
 
+def optimizer_in_words(newest: Newest) -> str:
+    """Name the optimizer as the log does, where a run has several: their classes may be the same."""
+    about = newest.series.about
+    return f"optimizer_{about.optimizer}" + (f" ({about.optimizer_label})" if about.optimizer_label else "")
+
+
 def norms_in_words(newest: Newest) -> str:
     """Say between which layers the norms lie, and what is not a number.
 

@@ -227,7 +227,8 @@ def test_of_many_runs_the_one_that_began_last_is_shown(js: Call) -> None:
         run = {**described(), "name": name}
         return {**run, "series": [{**series, "started": started} for series in run["series"]]}
 
-    runs = [began("version_1", 1.0), began("version_10", 10.0), began("version_9", 9.0), {**began("empty", 0.0), "series": []}]
+    runs = [began("version_1", 1.0), began("version_10", 10.0), began("version_9", 9.0)]
+    runs.append({**described(), "name": "without a reading", "series": []})
     code = "(m, [runs, chosen]) => m.runsToShow(runs, chosen).map((run) => run.name)"
     assert js(code, [runs, []], "runs") == ["version_10"]
     assert js(code, [runs, ["version_1"]], "runs") == ["version_1"]
