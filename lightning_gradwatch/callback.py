@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, float64, nn, tensor, uint8
+from torch import Tensor, float64, nn, tensor
 from torch.optim import Optimizer
 from typing_extensions import Self
 
@@ -25,7 +25,20 @@ from lightning_gradwatch.report.loggers import is_a, picture_place, sinks_for
 from lightning_gradwatch.report.sink import Sink
 from lightning_gradwatch.settings import OnNonFinite, Settings
 from lightning_gradwatch.steps import LossScaler
-from lightning_gradwatch.surroundings import Surroundings
+from lightning_gradwatch.trainer_facts import (
+    FORKED,
+    checkpoint_paths,
+    clips,
+    in_step,
+    log_directory,
+    logging_of,
+    mean_over_processes,
+    scaler_of,
+    surroundings_of,
+    unscales_itself,
+    when_it_stops,
+    why_unsupported,
+)
 from lightning_gradwatch.understudy import stage_of
 from lightning_gradwatch.watching import Watch
 
@@ -51,18 +64,6 @@ else:
     Callback = type("Callback", _callback_classes(), {})
 
 _CHECKPOINT_KEY = "lightning_gradwatch"
-# Their gradients are shards in a form that only the engine can put together.
-_UNSUPPORTED_STRATEGIES = {
-    "DeepSpeedStrategy": "DeepSpeed keeps the gradients in its engine; gradwatch/global_norm is the engine's own, "
-    "without layers and diagnoses; ModelParallelStrategy (FSDP2) can be watched layer by layer",
-    "FSDPStrategy": "FSDP1 keeps flat shards of the gradients; use ModelParallelStrategy (FSDP2) to watch them",
-}
-
-
-_FORKED = (
-    "training runs in processes of its own (ddp_spawn, ddp_fork, ddp_notebook): the `watch` of the process that called "
-    "fit() stays empty; this log, the logger and the log directory have everything"
-)
 
 
 class GradWatch(Callback):
@@ -363,7 +364,7 @@ class GradWatch(Callback):
                 "in one of them would wait for the others. Remove `rehearse`, or try the remedies before training in "
                 "one process: lightning_gradwatch.examine(model, loss_closure)"
             )
-        unsupported = _unsupported(trainer)
+        unsupported = why_unsupported(trainer)
         if unsupported and self.settings.acts:
             raise ValueError(
                 f"`clipper` and `on_nonfinite={self.settings.on_nonfinite!r}` cannot work here: {unsupported}. Use the "
@@ -387,14 +388,15 @@ class GradWatch(Callback):
             # A new run; one that goes on, or is resumed from a checkpoint, keeps what is known.
             self.core = Watch(self.settings)
             self._checkpoints = Checkpoints()
-        unsupported = _unsupported(trainer)
+        unsupported = why_unsupported(trainer)
         if unsupported:
             self.core.refuse(unsupported, tells=trainer.is_global_zero)
             return
         self._fitting = True
-        directory = _log_directory(trainer)
+        directory = log_directory(trainer)
         # Also where an earlier fit has switched GradWatch off: other processes may not know of it.
-        self.core.join(alone=trainer.world_size == 1, surroundings=_surroundings(trainer, directory, self._checkpoints))
+        surroundings = surroundings_of(trainer, directory, self._checkpoints)
+        self.core.join(alone=trainer.world_size == 1, surroundings=surroundings)
         with self.core.guarded():
             self._begin(trainer, pl_module, directory)
         if trainer.world_size > 1:
@@ -408,11 +410,11 @@ class GradWatch(Callback):
             make_sinks=lambda: self._sinks(trainer, directory),
             picture=picture_place(trainer.loggers, directory, heatmap=self.settings.heatmap),
             tells=trainer.is_global_zero,
-            clips_elsewhere=_clips(trainer, pl_module),
+            clips_elsewhere=clips(trainer, pl_module),
             clipped=bool(trainer.gradient_clip_val),
             anywhere=None if trainer.world_size == 1 else partial(trainer.strategy.reduce_boolean_decision, all=False),
-            in_step=_in_step(pl_module),
-            note=_FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",
+            in_step=in_step(pl_module),
+            note=FORKED if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") else "",
             optimizers=trainer.optimizers,
         )
         if trainer.ckpt_path is not None and trainer.is_global_zero:
@@ -451,8 +453,8 @@ class GradWatch(Callback):
     def _begin_batch(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             # Whatever was saved since the last batch is written by now.
-            self._checkpoints.look(_checkpoint_paths(trainer))
-        step, due = _logging(trainer)
+            self._checkpoints.look(checkpoint_paths(trainer))
+        step, due = logging_of(trainer)
         self.core.begin_batch(step, due)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -475,8 +477,8 @@ class GradWatch(Callback):
                 self._number(trainer, optimizer),
                 optimizer,
                 trainer.global_step,
-                scaler=_scaler(trainer),
-                unscales=_unscales_itself(optimizer),
+                scaler=scaler_of(trainer),
+                unscales=unscales_itself(optimizer),
                 divided_by=trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1,
             )
 
@@ -492,7 +494,7 @@ class GradWatch(Callback):
             return
         for optimizer in trainer.optimizers if self._silent else ():
             if id(optimizer) in self._silent:
-                self.core.after_step(self._numbers[id(optimizer)], certain=_scaler(trainer) is None)
+                self.core.after_step(self._numbers[id(optimizer)], certain=scaler_of(trainer) is None)
         # Whoever looks at the metric at the end of an epoch shall find it.
         make = partial(stage_of, trainer, pl_module, batch, batch_idx, self.settings.clipper)
         onsets = self.core.end_batch(wait=trainer.is_last_batch, make_stage=make if self.settings.rehearse else None)
@@ -500,15 +502,15 @@ class GradWatch(Callback):
         self._deliver(trainer, pl_module, onsets)
         # Outside of everything that may be switched off: all processes have to come here.
         if trainer.world_size > 1:
-            self.core.agree(lambda values: _mean_over_processes(trainer, values))
+            self.core.agree(lambda values: mean_over_processes(trainer, values))
         if self.settings.stop_on:
             stop = trainer.strategy.reduce_boolean_decision(self.core.stops(onsets), all=False)
             if stop and not trainer.should_stop:
-                self.core.tell_stop(onsets, _when_it_stops(trainer))
+                self.core.tell_stop(onsets, when_it_stops(trainer))
             trainer.should_stop |= stop
             if stop and trainer.world_size > 1:
                 # All processes know that they stop.
-                self.core.agree(lambda values: _mean_over_processes(trainer, values), now=True)
+                self.core.agree(lambda values: mean_over_processes(trainer, values), now=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the core that the epoch is over; a batch at which the module skips the rest of it has no end."""
@@ -518,7 +520,7 @@ class GradWatch(Callback):
         """Exchange what is open with the other processes, all of which end here; whatever has ended training."""
         if self._fitting and trainer.world_size > 1:
             self._deliver(trainer, pl_module, self.core.end_batch(wait=True))
-            self.core.agree(lambda values: _mean_over_processes(trainer, values), now=True)
+            self.core.agree(lambda values: mean_over_processes(trainer, values), now=True)
 
     @harmless
     def _publish(self, trainer: Trainer) -> None:
@@ -537,7 +539,7 @@ class GradWatch(Callback):
         if norm is None:
             return
         trainer.callback_metrics["gradwatch/global_norm"] = tensor(float(norm), dtype=float64)
-        step, due = _logging(trainer)
+        step, due = logging_of(trainer)
         for logger in trainer.loggers if due else ():
             logger.log_metrics({"gradwatch/global_norm": float(norm)}, step=step)
 
@@ -600,105 +602,10 @@ class GradWatch(Callback):
         self._deliver(trainer, pl_module, self.core.finish(error))
 
     def _refuse_scaled_actions(self, trainer: Trainer) -> None:
-        if _scaler(trainer) is None or not self.settings.acts or not any(map(_unscales_itself, trainer.optimizers)):
+        if scaler_of(trainer) is None or not self.settings.acts or not any(map(unscales_itself, trainer.optimizers)):
             return
         raise ValueError(
             "`clipper` and `on_nonfinite` cannot act on an optimizer with fused=True under precision='16-mixed': it "
             "unscales the gradients inside step(), after every hook. Use fused=False, or precision='bf16-mixed', or "
             "remove `clipper` and `on_nonfinite`."
         )
-
-
-def _unsupported(trainer: Trainer) -> str:
-    """Say why gradients cannot be read under the Trainer's strategy, empty where they can."""
-    return next((why for name, why in _UNSUPPORTED_STRATEGIES.items() if is_a(trainer.strategy, name)), "")
-
-
-def _when_it_stops(trainer: Trainer) -> str:
-    """Say when training ends that ``stop_on`` has ended: the Trainer first does what it was told to do at least."""
-    missing = []
-    if trainer.min_steps and trainer.global_step < trainer.min_steps:
-        missing.append(f"min_steps={trainer.min_steps}")
-    if trainer.min_epochs and trainer.current_epoch < trainer.min_epochs:
-        missing.append(f"min_epochs={trainer.min_epochs}")
-    until = " and ".join(missing)
-    when = f"training goes on until {until}, and ends then" if missing else "training ends here"
-    return f"{when}; the exit status stays 0 (watch.assert_healthy() after fit() raises)"
-
-
-def _mean_over_processes(trainer: Trainer, values: Sequence[float]) -> list[float]:
-    mine = tensor(values, device=trainer.strategy.root_device)
-    mean: list[float] = trainer.strategy.reduce(mine, reduce_op="mean").tolist()
-    return mean
-
-
-def _surroundings(trainer: Trainer, directory: Path | None, checkpoints: Checkpoints) -> Surroundings:
-    def gather(line: bytes) -> list[bytes]:
-        mine = tensor(list(line), dtype=uint8, device=trainer.strategy.root_device)
-        together: Tensor = trainer.strategy.all_gather(mine)
-        return [row.tobytes() for row in together.reshape(trainer.world_size, -1).cpu().numpy()]
-
-    return Surroundings(
-        rank=trainer.global_rank,
-        num_processes=trainer.world_size,
-        device=str(trainer.strategy.root_device),
-        directory=directory,
-        gather=gather,
-        last_clean=checkpoints.last_clean,
-    )
-
-
-def _in_step(pl_module: LightningModule) -> bool:
-    """Tell whether it is Lightning that decides when an optimizer steps, so that all processes come there together.
-
-    A person who steps by hand may do so in one process only, and nobody can be waited for then.
-    """
-    own = type(pl_module).optimizer_step.__qualname__.partition(".")[0] != "LightningModule"
-    return pl_module.automatic_optimization and not own
-
-
-def _checkpoint_paths(trainer: Trainer) -> list[str]:
-    """Return the files that the Trainer's checkpoint callbacks name."""
-    paths: list[str] = []
-    for callback in trainer.checkpoint_callbacks:
-        paths += getattr(callback, "best_k_models", {})
-        paths += [getattr(callback, name, "") for name in ("best_model_path", "last_model_path")]
-    return paths
-
-
-def _log_directory(trainer: Trainer) -> Path | None:
-    # Outside of everything that may be switched off: Lightning agrees on the directory with all processes.
-    directory = trainer.log_dir
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    # A logger that keeps its files elsewhere has no directory.
-    return Path(trainer.default_root_dir if directory is None else directory)
-
-
-def _logging(trainer: Trainer) -> tuple[int, bool]:
-    """Return where ``self.log`` puts the next value on the x axis, and whether Lightning logs at this batch.
-
-    The one place that reads a private attribute of the Trainer: Lightning counts batches that stepped, and has no
-    public name for the number. ``global_step`` counts every optimizer's step.
-    """
-    step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
-    # Set by the Trainer's constructor; 0 where nothing is to be logged.
-    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return step, interval > 0 and (step + 1) % interval == 0
-
-
-def _scaler(trainer: Trainer) -> Any:
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    # One that is switched off (enabled=False) scales nothing and drops nothing.
-    return scaler if scaler is not None and getattr(scaler, "is_enabled", lambda: True)() else None
-
-
-def _unscales_itself(optimizer: Optimizer) -> bool:
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def _clips(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Tell whether the gradients may be changed after our hook: by the Trainer, or by the module's own hooks."""
-    hooks = (type(pl_module).configure_gradient_clipping, type(pl_module).on_before_optimizer_step)
-    own = any(hook.__qualname__.partition(".")[0] not in ("LightningModule", "ModelHooks") for hook in hooks)
-    return bool(trainer.gradient_clip_val) or own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -149,6 +150,10 @@ class Prober:
     def after_backward(self) -> None:
         """Note that the backward pass is over."""
         self._probe.resume()
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Probe nothing while gradients are read."""
+        return self._probe.at_rest()
 
     def take(self, about: OptimizerStep, reader: Reader, *, wanted: bool) -> ProbeReading | None:
         """Take what was recorded for the step that is about to be made.

@@ -361,7 +361,7 @@ class Watch:
     def _read(self, stepper: Stepper, about: OptimizerStep, loss: Tensor | None) -> Reading | None:
         on = self.disabled_reason is None
         if on:
-            with self.guarded():
+            with self.guarded(), self._prober.at_rest():
                 return stepper.read(about, loss)
         return stepper.read_unwatched(about, loss, together=self._agreement is not None, failed_now=on)
 

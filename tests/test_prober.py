@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from models import deep_net, train
 from probe_oracle import num_hooks
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 
 from lightning_gradwatch import prober as module
+from lightning_gradwatch.measure.functions import ActivationCalls
 from lightning_gradwatch.measure.reader import Reader
 from lightning_gradwatch.prober import COMPILED, Prober, ProbeSchedule
+from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.steps import OptimizerStep
+from lightning_gradwatch.watching import Watch
 
 INPUTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
 
@@ -232,3 +237,20 @@ def test_a_copy_keeps_the_schedule_and_nothing_of_a_fit_under_way(duplicate):
     assert loop.make_step() is not None
     loop.prober.stop()
     assert num_hooks(*loop.nets) == 0
+
+
+def test_the_probe_hears_of_no_function_while_gradients_are_read(monkeypatch):
+    """Reading calls torch some times a layer, and each of these would be told to the probe, in a probe step."""
+    listening = []
+    read = Reader.read
+
+    def watched(self, *args, **kwargs):
+        listening.append(any(isinstance(mode, ActivationCalls) for mode in _get_current_function_mode_stack()))
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Reader, "read", watched)
+    net, watch = deep_net(nn.ReLU, 3), Watch(Settings(probe_every_n_steps=1))
+    data = [(torch.randn(4, 8), torch.randint(0, 3, (4,)))] * 3
+    train(net, data, watch)
+    assert listening == [False] * 3
+    assert len(watch.probes) == 3

@@ -70,6 +70,18 @@ class ActivationCalls(TorchFunctionMode):
         if stack and stack[-1] is self:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Leave torch alone for a while: of what GradWatch itself calls, each function would come by here."""
+        listening = self.listening
+        if listening:
+            self.rest()
+        try:
+            yield
+        finally:
+            if listening:
+                self.listen()
+
     def stand_aside(self, module: nn.Module) -> None:
         """Leave torch alone while a module runs that would notice, such as a frozen transformer that is a teacher.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -171,6 +171,10 @@ class SignalProbe:
         self._in_backward = False
         if not self._waits:
             self.go_on()
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Hear of no function while gradients are read."""
+        return self._mode.at_rest()
 
     def take(self) -> Signals | None:
         """Hand over what was recorded for the optimizer step that is about to be made.

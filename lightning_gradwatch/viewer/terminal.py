@@ -12,7 +12,13 @@ from typing import TextIO
 from lightning_gradwatch.viewer.finding import Finding, WayOut, findings, named
 from lightning_gradwatch.viewer.markdown import printable
 from lightning_gradwatch.viewer.run import Run
-from lightning_gradwatch.viewer.verdict import newest_norms, norms_in_words, optimizer_in_words, verdict, why_not_measured
+from lightning_gradwatch.viewer.verdict import (
+    newest_norms,
+    norms_in_words,
+    optimizer_in_words,
+    verdict,
+    why_not_measured,
+)
 
 # Below this nothing can be set in columns; a wider text is hard to read.
 _LEAST_WIDTH, _MOST_WIDTH = 50, 140

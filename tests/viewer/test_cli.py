@@ -261,9 +261,9 @@ def test_a_reader_that_leaves_is_no_error(logdir):
 def test_a_gate_whose_reader_leaves_does_not_pass(logdir):
     """It could not say what it found: its own status, which ``pipefail`` shows, is that of a call that is of no use."""
     command = f"{sys.executable} -m lightning_gradwatch.viewer.cli report {logdir} --json --fail-on any"
-    program = f"{command} | head -c 10; echo ${{PIPESTATUS[0]}}"
+    program = f"{command} | true; echo ${{PIPESTATUS[0]}}"
     told = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout[10:] == "2\n"
+    assert told.stdout == "2\n"
 
 
 def test_two_thousand_layers_are_a_short_report(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from viewer.planted import planted_diagnosis, planted_run
@@ -85,6 +86,16 @@ def test_a_sick_run_is_red_and_a_healthy_one_green():
     assert sick[0].startswith("\x1b[31;1m")
     assert report_lines(planted_run(kind="relu"), Paper(100, colored=True))[0].startswith("\x1b[32m")
     assert all(line.count("\x1b[") in {0, 2} and ("\x1b[" not in line or line.endswith("\x1b[0m")) for line in sick)
+
+
+def test_two_optimizers_of_one_class_are_told_apart():
+    """By their number, as in the log."""
+    run = planted_run(kind="relu")
+    (norms,) = (series for series in run.series if series.about.name == "norms/0")
+    second = replace(norms, about=replace(norms.about, optimizer=1))
+    text = "\n".join(report_lines(replace(run, series=(*run.series, second)), Paper(width=100)))
+    assert "gradient norms of optimizer_0 (Adam) at step 199" in text
+    assert "gradient norms of optimizer_1 (Adam) at step 199" in text
 
 
 def test_a_fault_that_comes_back_is_explained_once():
