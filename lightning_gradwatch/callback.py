@@ -329,7 +329,10 @@ class GradWatch(Callback):
 
     @property
     def should_stop(self) -> bool:
-        """Whether a fault that ``stop_on`` names was told in a loop that is attached; the Trainer stops by itself."""
+        """Whether a fault that ``stop_on`` names was told in a loop that is attached; the Trainer stops by itself.
+
+        Where several processes train the model all of them have to ask, each after the same step.
+        """
         if self._loop is not None:
             self._loop.settle()
             self._stopping = self._loop.stopping
