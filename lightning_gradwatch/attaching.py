@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.harmless import harmless
+from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.layers import num_elements
 from lightning_gradwatch.processes import Processes
 from lightning_gradwatch.report.event_files import TensorBoardLogger
@@ -105,6 +106,9 @@ class Loop:
         self._waiting: list[Any] = []
         self._modules = frozenset(map(id, model.modules()))
         self._loggers: list[TensorBoardLogger] = []
+        # Whether torch.compile has a part in it. Then a batch begins with its backward pass: a hook of the forward pass
+        # would be compiled together with all that it calls, again and again.
+        self._compiled = is_compiled(model)
         # Steps of all optimizers, and batches with a step in them.
         self._step = 0
         self._stepped_batches = 0
@@ -187,17 +191,23 @@ class Loop:
 
         By torch's hook for all modules, which is gone as soon as the batch has begun: it would slow every call.
         """
-        if not self._waiting:
+        if not self._waiting and not self._compiled:
             self._waiting.append(register_module_forward_pre_hook(self._before_forward))
 
     # Not `harmless` as a whole: where processes exchange something, all of them have to come.
     def _before_forward(self, module: nn.Module, args: Any) -> Any:
+        # Who compiles the model under another name calls it by a wrapper that was not there when watching began.
+        inner = getattr(module, "_orig_mod", module)
         # Without gradients it is a validation, or somebody who looks at what the model says.
-        if not torch.is_grad_enabled() or id(module) not in self._modules:
+        if not torch.is_grad_enabled() or id(inner) not in self._modules:
             return None
+        self._compiled |= inner is not module
         for hook in self._waiting:
             hook.remove()
         self._waiting.clear()
+        return self._begin_batch(module, args)
+
+    def _begin_batch(self, module: nn.Module, args: Any) -> Any:
         if self._open and not self._in_step and (self._backward or self._stepped):
             self._end_batch(wait=False)
         self._forget_what_was_zeroed()
@@ -210,6 +220,8 @@ class Loop:
 
     def before_backward(self, loss: Tensor) -> None:
         """Take the loss."""
+        if self._compiled:
+            self._begin_batch(self._model, ())
         self._forget_what_was_zeroed()
         self.core.before_backward(loss)
 

@@ -318,6 +318,11 @@ class GradWatch(Callback):
             >>> watch.history.steps.tolist()
             [0, 1, 2]
         """
+        if self._loop is not None:
+            raise ValueError(
+                "This GradWatch is attached already, and would forget what it has seen there. For a second model make a "
+                "GradWatch of its own; several optimizers of one model go in as a list."
+            )
         self.core = Watch(self.settings)
         # There is no Trainer, and the model need be no LightningModule.
         tell: Any = partial(self.on_diagnosis, None, model)  # type: ignore[arg-type]

@@ -134,6 +134,10 @@ class Prober:
 
     def entered(self, module: nn.Module, args: Any) -> Any:
         """Probe a call that began before the batch did; returns other arguments for it, or None."""
+        if self._probe.running and is_compiled(module):
+            self.off = COMPILED
+            self._probe.end()
+            return None
         return self._probe.entered(module, args)
 
     def before_backward(self, *, opaque: bool) -> None:

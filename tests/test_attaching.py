@@ -446,6 +446,46 @@ def test_the_same_optimizer_twice_is_refused():
     assert len(watch.history.steps) == 1
 
 
+def test_one_gradwatch_watches_one_loop_at_a_time():
+    """A block inside its block would take over its history."""
+    outer, inner = healthy_net(), healthy_net()
+    watch = GradWatch()
+    with watch.attach(outer, _sgd(outer)):
+        with pytest.raises(ValueError, match="attached already"), watch.attach(inner, _sgd(inner)):
+            pass
+        optimizer = _sgd(inner)
+    assert watch.history.norms.shape[0] == 0
+    with watch.attach(inner, optimizer):
+        fed(inner, optimizer, steps=2)
+    assert len(watch.history.steps) == 2
+
+
+@pytest.mark.parametrize("attach_to", ["the wrapper", "the model"])
+def test_a_compiled_model_is_compiled_once_and_read_like_another(attach_to):
+    """Hooks of the forward pass would be compiled with it, whichever of the two is watched."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    net, plain = healthy_net(), healthy_net()
+    plain.load_state_dict(net.state_dict())
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend=backend)
+    optimizer, other = _sgd(net), _sgd(plain)
+    # The first call of a wrapper that nobody has named finds a hook in place, of which torch warns.
+    heard = nullcontext() if attach_to == "the wrapper" else pytest.warns(UserWarning, match="global hooks on modules")
+    with heard, GradWatch().attach(compiled if attach_to == "the wrapper" else net, optimizer) as watch:
+        fed(compiled, optimizer, steps=12)
+    with GradWatch().attach(plain, other) as reference:
+        fed(plain, other, steps=12)
+    assert len(graphs) == 1
+    np.testing.assert_allclose(watch.history.norms, reference.history.norms, rtol=1e-6)
+    np.testing.assert_allclose(watch.history.losses, reference.history.losses, rtol=1e-6)
+
+
 def test_a_function_that_somebody_put_around_backward_stays():
     """What another library has put over ours in the meantime is not thrown away; ours then only passes calls on."""
     net = healthy_net()

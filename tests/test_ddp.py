@@ -52,5 +52,5 @@ def test_ranks_measure_the_same_and_one_of_them_tells(pl, tmp_path, data):
     assert (first["reports"], second["reports"]) == (len(first["norms"]), 0)
     log = (tmp_path / "log.txt").read_text()
     assert log.count("GradWatch  watching 13 layers") == 1
-    assert log.count("VANISHING:") == 1
+    assert log.count("  VANISHING: ") == 1 + log.count("GradWatch  stop_on    VANISHING: training ends here") == 2
     assert (tmp_path / "gradwatch" / "diagnoses.jsonl").read_text().count("\n") == 1

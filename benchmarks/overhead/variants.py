@@ -77,9 +77,8 @@ def _peers() -> list[Variant]:
         if hasattr(zclip, "ZClipLightningCallback"):
             found.append(Variant("zclip", lambda _: [zclip.ZClipLightningCallback()]))
     with suppress(ImportError):
-        snitch = importlib.import_module("gradsnitch.integrations.lightning")
-        name = next(name for name in dir(snitch) if name.endswith("Callback") and name != "Callback")
-        found.append(Variant("gradsnitch", lambda _: [getattr(snitch, name)()]))
+        snitch = importlib.import_module("gradsnitch.integrations")
+        found.append(Variant("gradsnitch", lambda _: [snitch.lightning()]))
     return found
 
 

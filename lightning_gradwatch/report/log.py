@@ -180,11 +180,12 @@ def named(layers: Sequence[str]) -> str:
 
 
 def recovery_text(diagnosis: Diagnosis, optimizer_label: str = "") -> str:
-    """Say that a fault is over."""
+    """Say that a fault is over; what a step has overwritten is not back because the next ones are small."""
     where = f" [{optimizer_label}]" if optimizer_label else ""
+    lost = "; steps are small again, what was overwritten stays so" if diagnosis.rule == "exploding.update" else ""
     return (
         f"GradWatch  step {diagnosis.recovered_at}{where}  recovered: {_word(diagnosis)} in {named(diagnosis.layers)} "
-        f"(since step {diagnosis.step})"
+        f"(since step {diagnosis.step}){lost}"
     )
 
 

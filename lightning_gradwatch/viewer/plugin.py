@@ -25,10 +25,14 @@ def _script() -> bytes:
     return f"{bundle('index.js')}\nexport {{ render }};\n".encode()
 
 
+def _style() -> bytes:
+    return (STATIC / "style.css").read_bytes()
+
+
 # A URL is looked up here, and never becomes a path.
 FILES: Mapping[str, tuple[str, Callable[[], bytes]]] = {
     "index.js": ("text/javascript", _script),
-    "style.css": ("text/css", (STATIC / "style.css").read_bytes),
+    "style.css": ("text/css", _style),
 }
 
 # Ours: a picture of 500 layers and 2,048 columns has 7 MB, 2 MB when packed; several runs are looked at side by side.

@@ -253,6 +253,8 @@ class TestOnset:
         words = "recovered: NON-FINITE in net.0, net.2, net.4 and 2 more (since step 3)"
         assert recovery_text(over) == f"GradWatch  step 412  {words}"
         assert recovery_text(over, "optimizer_1") == f"GradWatch  step 412 [optimizer_1]  {words}"
+        # A step that has overwritten weights is over at once; the weights are not back.
+        assert recovery_text(replace(over, rule="exploding.update")).endswith("what was overwritten stays so")
 
 
 class TestLines:

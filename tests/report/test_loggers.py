@@ -278,10 +278,10 @@ def test_a_logger_whose_writer_fails_costs_what_it_would_have_shown(run, tmp_pat
     assert (tmp_path / "gradwatch" / "diagnoses.jsonl").read_text().count("vanishing.depth") >= 1
 
 
-def test_the_log_names_the_file_of_diagnoses(run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_command_that_shows_more(run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An onset tells where more is; without a directory it tells nothing."""
     play(run, [], tmp_path)
     play(run, [], None)
-    assert f"more       {tmp_path / 'gradwatch' / 'diagnoses.jsonl'}" in caplog.messages[0]
+    assert f"more       gradwatch report {tmp_path}\n" in caplog.messages[0]
     assert "more  " not in caplog.messages[1]
     assert isinstance(sinks_for([], None)[0], LogSink)

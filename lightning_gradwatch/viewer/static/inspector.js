@@ -139,6 +139,6 @@ function bandInWords(series, layer) {
 function relation(series, layer, column) {
   const [first, now] = [0, column].map((place) => readingOf(series, layer, place).value);
   return Number.isFinite(first) && Number.isFinite(now) && column > 0
-    ? ` ${formatLog(now - first)} times what it was at first.`
+    ? ` Here ${formatLog(now - first)} times what it was at first.`
     : "";
 }
