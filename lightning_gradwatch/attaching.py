@@ -25,6 +25,8 @@ from lightning_gradwatch.watching import Watch
 
 # As often as Lightning's Trainer logs by default (log_every_n_steps).
 _LOG_EVERY_N_STEPS = 50
+# Spread over the model: a pass may reach one head of several, or some experts of many (ours).
+_NUM_WITNESSES = 8
 _NO_PLACE = "none (attach(..., log_dir=...) keeps one)"
 
 
@@ -120,6 +122,8 @@ class Loop:
         self._waits_for_step = False
         # While an optimizer evaluates its closure, again and again.
         self._in_step = False
+        # Whether a gradient has come to one of the witnesses in this backward pass, and in any.
+        self._touched = self._ever_touched = False
 
     def begin(self, directory: Path | None) -> None:
         """Put the hooks in place."""
@@ -149,6 +153,7 @@ class Loop:
         if not processes.alone:
             self.core.agree_on_start(processes.anywhere)
         self._wait_for_call()
+        self._call_witnesses()
         for optimizer in self._optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -185,6 +190,15 @@ class Loop:
         """Judge now what would be judged when the next batch begins."""
         if self._open and self._stepped:
             self._end_batch(wait=True)
+
+    def _call_witnesses(self) -> None:
+        """Have some parameters tell when a gradient comes: of other models' losses none does."""
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        for parameter in trained[:: -(-len(trained) // _NUM_WITNESSES) or 1]:
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._touch))
+
+    def _touch(self, parameter: Tensor) -> None:
+        self._touched = self._ever_touched = True
 
     def _wait_for_call(self) -> None:
         """Hear of the next call of any part of the model: a person may call parts of it, and never the whole.
@@ -223,11 +237,16 @@ class Loop:
         if self._compiled:
             self._begin_batch(self._model, ())
         self._forget_what_was_zeroed()
+        self._touched = False
         self.core.before_backward(loss)
 
     @harmless
     def after_backward(self) -> None:
-        """Note that the backward pass is over."""
+        """Note that the backward pass is over; one of another model's loss is none of ours."""
+        if self._ever_touched and not self._touched:
+            self.core.take_back_loss()
+            self.core.after_backward()
+            return
         self._backward = self._waits_for_step = True
         self._wait_for_call()
         self.core.after_backward()

@@ -28,6 +28,7 @@ class LossWindow:
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
+        self._before: Tensor | None = None
         self._each: deque[tuple[int | None, Tensor]] = deque(maxlen=_MAX_KEPT)
         self.taken: tuple[tuple[int | None, Tensor], ...] = ()
 
@@ -40,9 +41,16 @@ class LossWindow:
         """
         # A copy of one number: the person may go on adding to theirs, and half precision adds up badly.
         value = loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+        self._before = self._sum
         self._sum = value if self._sum is None else self._sum + value
         self._count += 1
         self._each.append((batch, value))
+
+    def take_back(self) -> None:
+        """Forget the loss that was added last: its gradients went elsewhere."""
+        if self._each:
+            self._each.pop()
+            self._sum, self._count = self._before, self._count - 1
 
     def take(self, divided_by: int = 1) -> Tensor | None:
         """Return the loss of the window and begin another.

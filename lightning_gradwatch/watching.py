@@ -304,6 +304,11 @@ class Watch:
         """Note that the backward pass is over; another forward pass may follow before the step."""
         self._prober.after_backward()
 
+    @harmless
+    def take_back_loss(self) -> None:
+        """Forget the newest loss: its gradients have reached no part of this model."""
+        self._losses.take_back()
+
     def before_zero_grad(self) -> None:
         """Forget the losses so far: their gradients are about to be zeroed, and no step uses them."""
         self._losses.take()

@@ -504,3 +504,24 @@ def test_a_function_that_somebody_put_around_backward_stays():
         assert len(calls) == 1
     finally:
         torch.Tensor.backward = original
+
+
+def test_the_loss_of_another_model_is_none_of_ours():
+    """A critic trained beside the model, and a second block, keep their losses to themselves."""
+    nets = [nn.Linear(8, 1), nn.Linear(8, 1)]
+    optimizers = [_sgd(net) for net in nets]
+    inputs, told = torch.randn(4, 8), [[], []]
+    with GradWatch().attach(nets[0], optimizers[0]) as one, GradWatch().attach(nets[1], optimizers[1]) as other:
+        for step in range(4):
+            # The critic looks at what the first model made, and its gradients stop there.
+            made = nets[0](inputs)
+            losses = [made.square().mean() + 1, (nets[1](inputs) + made.detach()).square().mean() + 100 + step]
+            for number in (1, 0):
+                told[number].append(float(losses[number].detach()))
+                optimizers[number].zero_grad()
+                losses[number].backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    # Which losses are ours is known from the first backward pass of ours on.
+    assert one.history.losses[1:] == pytest.approx(told[0][1:])
+    assert other.history.losses == pytest.approx(told[1])
