@@ -195,7 +195,7 @@ class Loop:
         """Have some parameters tell when a gradient comes: of other models' losses none does."""
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         for parameter in trained[:: -(-len(trained) // _NUM_WITNESSES) or 1]:
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._touch))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._touch))  # type: ignore[no-untyped-call]
 
     def _touch(self, parameter: Tensor) -> None:
         self._touched = self._ever_touched = True

@@ -320,16 +320,19 @@ class GradWatch(Callback):
         """
         if self._loop is not None:
             raise ValueError(
-                "This GradWatch is attached already, and would forget what it has seen there. For a second model make a "
-                "GradWatch of its own; several optimizers of one model go in as a list."
+                "This GradWatch is attached already, and would forget what it has seen there. For a second model make "
+                "a GradWatch of its own; several optimizers of one model go in as a list."
             )
-        self.core = Watch(self.settings)
+        before, self.core = self.core, Watch(self.settings)
         # There is no Trainer, and the model need be no LightningModule.
         tell: Any = partial(self.on_diagnosis, None, model)  # type: ignore[arg-type]
         try:
             with attached(self.core, model, optimizer, log_dir=log_dir, scaler=scaler, tell=tell) as self._loop:
                 yield self
         finally:
+            if self._loop is None:
+                # Refused before it began: what an earlier run has shown stays.
+                self.core = before
             self._loop = None
 
     @property

@@ -443,6 +443,9 @@ def test_the_same_optimizer_twice_is_refused():
         fed(net, optimizer, steps=1)
     with GradWatch().attach(net, optimizer) as watch:
         fed(net, optimizer, steps=1)
+    with pytest.raises(ValueError, match="belong to something else"), watch.attach(healthy_net(), optimizer):
+        pass
+    # What was seen before a mistake is still there.
     assert len(watch.history.steps) == 1
 
 

@@ -73,8 +73,9 @@ class Diagnosis:
     message: str = ""
     measured: str = ""
     cause: str = ""
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    remedies: tuple[Any, ...] = ()
+    # Not printed: a list of faults would fill the screen.
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    remedies: tuple[Any, ...] = field(default=(), repr=False)
     count: int = 1
     recovered_at: int | None = None
 

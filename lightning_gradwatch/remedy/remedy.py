@@ -49,7 +49,7 @@ class Remedy:
 
     title: str
     reason: str
-    diagnosis: Diagnosis
+    diagnosis: Diagnosis = field(repr=False)
     code: str = ""
     where: str | None = None
     needs_restart: bool = False

@@ -55,6 +55,7 @@ class HeatmapSink:
         self._num_events = 0
         self._series: dict[tuple[str, int, str], _Series] = {}
         self._step = 0
+        self._num_readings = 0
         self._ending: dict[str, str] = {"reason": "completed"}
         # Faults as they stand now, and how many layers each had when it was told last.
         self._faults: Sequence[Diagnosis] = ()
@@ -64,7 +65,7 @@ class HeatmapSink:
 
     def write(self, report: StepReport) -> None:
         """Take a reading."""
-        self._step = report.snapshot.step
+        self._step, self._num_readings = report.snapshot.step, report.num_readings
         if not self._num_events:
             self._tell("start", self._step, version=__version__, num_layers=len(report.history.layers))
             # What lasts since before a checkpoint was told in the session before, and may still grow.
@@ -110,7 +111,8 @@ class HeatmapSink:
         if self._num_events:
             self._close_windows()
             self._tell_growth()
-            self._tell("end", self._step, **self._ending)
+            # Readings with a gradient in them: without any nothing is known, and no fault seen is no good news.
+            self._tell("end", self._step, num_readings=self._num_readings, **self._ending)
             self._to_disk()
             self._file.close()
 

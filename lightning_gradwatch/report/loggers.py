@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def sinks_for(
         The sinks, the training log first.
     """
     real = [logger for logger in loggers if not is_a(logger, "DummyLogger")]
-    sinks: list[Sink] = [LogSink(_more(directory))]
+    sinks: list[Sink] = [LogSink(_more(real, directory))]
     sinks += [_scalars(logger, per_layer_scalars) for logger in real]
     if heatmap:
         shows = _shows(real, directory)
@@ -83,16 +84,20 @@ def picture_place(loggers: Sequence[Any], directory: Path | None, *, heatmap: bo
         return "switched off (heatmap=False)"
     for logger in loggers:
         if is_a(logger, "TensorBoardLogger"):
-            return f"tensorboard --logdir {logger.log_dir}"
+            return f"tensorboard --logdir {shlex.quote(str(logger.log_dir))}"
     if any(is_a(logger, "WandbLogger") for logger in loggers):
         return "gradwatch/heatmap in Weights & Biases"
     if directory is None:
         return "none (this kind of run writes no files)"
-    return f"{directory / 'gradwatch'} (gradwatch report {directory} shows it)"
+    return f"{directory / 'gradwatch'} (gradwatch report {shlex.quote(str(directory))} shows it)"
 
 
-def _more(directory: Path | None) -> str:
-    return "" if directory is None else f"gradwatch report {directory}"
+def _more(loggers: Sequence[Any], directory: Path | None) -> str:
+    """Say where all numbers are: beside the TensorBoardLogger's, which need not be the first logger."""
+    if directory is None:
+        return ""
+    boards = [getattr(logger, "log_dir", directory) for logger in loggers if is_a(logger, "TensorBoardLogger")]
+    return f"gradwatch report {shlex.quote(str(boards[0] if boards else directory))}"
 
 
 def _files(loggers: Sequence[Any], directory: Path | None) -> list[EventFile]:

@@ -120,7 +120,10 @@ class NonFiniteStep:
         if not self.weights_broken:
             return "all finite"
         when = "were not finite already" if self.before_step else "are not finite any more"
-        names = f" in {named(self.broken_weights)}" if self.broken_weights else ""
+        # Each process names the first ones, and counts all.
+        rest = max(w.num_broken_weights or 0 for w in self.witnesses) - len(self.broken_weights)
+        listed = f"{', '.join(self.broken_weights)} and {rest} more" if rest > 0 else named(self.broken_weights)
+        names = f" in {listed}" if self.broken_weights else ""
         return f"{when}{names}: training cannot recover; checkpoints saved from here are poisoned"
 
     def _checkpoint_in_words(self) -> str:

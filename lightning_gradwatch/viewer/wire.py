@@ -46,7 +46,8 @@ def encode(series: Series, most: int | None = None) -> bytes:
     windows = series.windows
     while most is not None and len(windows) > max(most, 1):
         windows = merge_pairs(windows)
-    head = json.dumps(_head(series, len(windows))).encode()
+    about = _head(series, len(windows)) | {"single": series.about.resolution == 0 and windows is series.windows}
+    head = json.dumps(about).encode()
     head += b" " * (-(len(head) + 4) % 8)
     tables = [_table(table) for table in (windows.median, windows.low, windows.high)]
     state = np.ascontiguousarray(windows.state.T)

@@ -307,7 +307,7 @@ def test_the_last_event_tells_why_a_run_has_ended(reports_of, ending, told):
         sink.end(*ending)
     sink.close()
     last = {name: value for name, value in file.events[-1].items() if name != "time"}
-    assert last == {"event": "end", "step": 2, **told}
+    assert last == {"event": "end", "step": 2, "num_readings": 3, **told}
     assert file.calls == ["flush", "close"]
 
 

@@ -285,3 +285,14 @@ def test_the_log_names_the_command_that_shows_more(run, tmp_path: Path, caplog: 
     assert f"more       gradwatch report {tmp_path}\n" in caplog.messages[0]
     assert "more  " not in caplog.messages[1]
     assert isinstance(sinks_for([], None)[0], LogSink)
+
+
+def test_the_command_is_one_to_paste_and_reads_what_tensorboard_reads(lightning, run, tmp_path: Path, caplog) -> None:
+    """A blank in a path does not break it; the first logger's directory has no picture beside a TensorBoardLogger."""
+    table = lightning.loggers.CSVLogger(tmp_path / "table", name="", version="")
+    board = lightning.loggers.TensorBoardLogger(tmp_path / "my runs", name="", version="")
+    play(run, [table, board], Path(table.log_dir))
+    quoted = f"'{tmp_path / 'my runs'}"
+    assert f"more       gradwatch report {quoted}" in caplog.messages[0]
+    assert picture_place([board], None).startswith(f"tensorboard --logdir {quoted}")
+    assert f"(gradwatch report {quoted}' shows it)" in picture_place([table], tmp_path / "my runs")

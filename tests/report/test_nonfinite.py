@@ -55,6 +55,8 @@ def test_the_text_says_who_whether_and_where_to(sick):
     assert "from       in this process batch 4: loss 0.5; later" in before.text()
     assert "weights    were not finite already in net.2: training cannot recover" in before.text()
     assert "saved      no checkpoint is known from before it" in before.text()
+    many = Witness(batches=(4, 4), loss=NAN, broken_weights=("a", "b", "c"), num_broken_weights=5)
+    assert "are not finite any more in a, b, c and 2 more: " in replace(sick, witnesses=(many,)).text()
     unknown = replace(sick, witnesses=(Witness(),))
     assert "weights    could not be looked at" in unknown.text()
 

@@ -21,7 +21,8 @@ export function cellOf(heatmap, rowIndex, column, layer) {
   return {
     row: rows[rowIndex], rowIndex, layer, column,
     step: edges[column],
-    lastStep: Math.max(edges[column], edges[column + 1] - 1),
+    // A probe of step 50 says nothing of step 51, although its column is as wide as the way to the next.
+    lastStep: series.single ? edges[column] : Math.max(edges[column], edges[column + 1] - 1),
     value: logOf(series.median[at]),
     low: logOf(series.low16[at]),
     high: logOf(series.high16[at]),

@@ -111,6 +111,9 @@ export function verdictOn(run) {
   if (run.disabled) {
     return { kind: "warning", head: "GradWatch switched itself off", text: sentence(`nothing is known since: ${run.disabled}`) };
   }
+  if (run.ended && run.ended.num_readings === 0) {
+    return { kind: "notice", head: "No gradient was ever seen", text: "Nothing can be said about this run." };
+  }
   const sorted = worstFirst(run.diagnoses);
   const faults = sorted.filter(isOpenFault);
   if (faults.length) {

@@ -22,7 +22,7 @@ export function readingOf(series, layer, column) {
   const next = series.steps[column + 1];
   return {
     step: series.steps[column],
-    lastStep: next === undefined ? series.steps[column] : Math.max(series.steps[column], next - 1),
+    lastStep: next === undefined || series.single ? series.steps[column] : Math.max(series.steps[column], next - 1),
     value: logOf(series.median[at]),
     low: logOf(series.low16[at]),
     high: logOf(series.high16[at]),
