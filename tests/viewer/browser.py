@@ -119,8 +119,12 @@ def witness() -> Witness:
 
 
 @pytest.fixture
-def visit(browser: Any, witness: Witness) -> Iterator[Visit]:
-    """Return the function of ``visiting``."""
+def visit(browser: Any, witness: Witness, stand: Any, tensorboard: Any) -> Iterator[Visit]:
+    """Return the function of ``visiting``.
+
+    It names those who serve pages so that its own are closed first: one that still asks a server that has just ended
+    would write an error to its console.
+    """
     with visiting(browser, witness) as opened:
         yield opened
 
