@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo dashboard test test-oldest test-strangers screenshots pages docs dist ward repair lint clean
+.PHONY: help demo dashboard test test-oldest test-strangers screenshots pages docs dist ward repair lint bench clean
 
 help:
 	@echo "make demo       train a deep sigmoid and two deep ReLU networks side by side and read what GradWatch says"
@@ -23,6 +23,7 @@ help:
 	@echo "                where it was stopped; without runs/ward.jsonl it begins anew)"
 	@echo "make repair     try the advice on the ward's sick runs, beside the usual advice, and write docs/repair.md (hours on"
 	@echo "                two cores; goes on where it was stopped; without runs/repair.jsonl it begins anew)"
+	@echo "make bench      time what watching costs, beside the floor and what people use instead, and write docs/performance.md"
 	@echo "make lint       run ruff, mypy and the import contracts"
 
 demo: .venv/.examples
@@ -61,6 +62,9 @@ ward: .venv/.examples
 
 repair: .venv/.examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ward.repair --seeds 5 --out runs/repair.jsonl --table docs/repair.md
+
+bench: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overhead --table docs/performance.md
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
