@@ -972,6 +972,7 @@ def test_an_optimizer_that_never_gets_a_gradient_is_told(pl, tmp_path, data, ord
     assert told == ([("disconnected", "warning", 0, ("net.generator",))] if cut else [])
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_batches_without_a_loss_are_no_idle_optimizer(pl, tmp_path, data):
     """Where ``training_step`` returns None for a long time the optimizer steps all the same, and nobody is to blame."""
 

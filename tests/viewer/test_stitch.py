@@ -206,10 +206,13 @@ class TestNeeded:
 
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=6))
     def test_what_is_left_out_would_not_have_been_seen(self, drawn: list[tuple[int, int, int]]) -> None:
-        """A picture from the needed tags alone is the picture from all, whatever was written when."""
+        """A picture from the needed tags alone is the picture from all, also while the coarsest is being written."""
+        # A writer never goes back to a finer resolution, and finishes one before it begins the next.
+        levels, lasts, times = (sorted(values) for values in zip(*drawn, strict=True))
+        lasts[-1] = drawn[0][1]
         tags = {
             level: tag(range(0, last + 1, 2**level), float(level), time=float(time) * 100, resolution=level)
-            for level, last, time in drawn
+            for level, last, time in zip(levels, lasts, times, strict=True)
         }
         outlines = {Outline(each.about, int(each.steps.max()), float(each.times.max())): each for each in tags.values()}
         (few,), (all_,) = stitch([outlines[one] for one in needed(outlines)]), stitch(list(tags.values()))
