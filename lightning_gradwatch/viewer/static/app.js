@@ -22,7 +22,7 @@ export class App {
   constructor(root, source) {
     this.root = root;
     this.source = source;
-    this.library = new Library(source);
+    this.fetched = new Library(source);
     this.state = decodeState("");
     this.runs = null;
     this.panels = new Map();
@@ -112,12 +112,12 @@ export class App {
     const shown = runsToShow(this.runs, this.state.runs.length ? this.state.runs : this.openedRuns);
     shown.forEach((run) => this.newRuns.delete(run.name));
     const view = this.state.quantity || !this.opened ? viewToShow(shown, this.state) : this.opened;
-    const loaded = await Promise.all(shown.map((run) => this.library.load(run, view)));
+    const loaded = await Promise.all(shown.map((run) => this.fetched.load(run, view)));
     if (mine !== this.ticket) return undefined;
     if (!this.state.quantity) this.opened = view;
     this.openedRuns = shown.map((run) => run.name);
     [this.shown, this.view, this.loaded] = [shown, view, loaded];
-    this.library.keepOnly(loaded);
+    this.fetched.keepOnly(loaded);
     return this.draw();
   }
 
