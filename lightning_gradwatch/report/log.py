@@ -323,8 +323,8 @@ def _seen(num_readings: int, diagnoses: Sequence[Diagnosis]) -> str:
     warnings = [diagnosis for diagnosis in diagnoses if diagnosis.severity == "warning"]
     if not num_readings:
         return (
-            "no gradient was ever seen, so nothing can be said about this run (an optimizer that steps past Lightning, "
-            "as with use_pl_optimizer=False, is not seen)"
+            "no gradient was ever seen, so nothing can be said about this run (was backward() called before the step? "
+            "An optimizer that steps past the Trainer, as with use_pl_optimizer=False, is not seen)"
         )
     if not warnings:
         notices = f", {len(diagnoses)} {plural('notice', len(diagnoses))}" if diagnoses else ""

@@ -36,7 +36,8 @@ SICK = Diagnosis(
     cause="20 x sigmoid",
 )
 UNSEEN = (
-    "no gradient was ever seen, so nothing can be said about this run (an optimizer that steps past Lightning, as with "
+    "no gradient was ever seen, so nothing can be said about this run (was backward() called "
+    "before the step? An optimizer that steps past the Trainer, as with "
     "use_pl_optimizer=False, is not seen)"
 )
 LASTING = "VANISHING in net.0, net.2, net.4 and 2 more since step 3"
