@@ -40,7 +40,8 @@ class LossWindow:
             batch: Index of its batch, None where it is not known.
         """
         # A copy of one number: the person may go on adding to theirs, and half precision adds up badly.
-        value = loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+        value = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+        value = value.reshape(()) if value.ndim else value
         self._before = self._sum
         self._sum = value if self._sum is None else self._sum + value
         self._count += 1

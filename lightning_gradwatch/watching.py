@@ -8,8 +8,7 @@ the loss, ``before_step`` when an optimizer is about to use its gradients and ``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.agreement import Agreement, Exchange
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.fault import GradientFault
-from lightning_gradwatch.harmless import harmless
+from lightning_gradwatch.harmless import Guard, Stopwatch, harmless
 from lightning_gradwatch.inquest import Inquests
 from lightning_gradwatch.losses import LossWindow
 from lightning_gradwatch.measure.history import GradientHistory
@@ -73,8 +72,8 @@ class Watch:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.disabled_reason: str | None = None
-        self.seconds = 0.0
-        self._timing = False
+        self._stopwatch = Stopwatch()
+        self._guard = Guard(self._stopwatch, self._failed)
         self._began = time.perf_counter()
         self._teller = Teller()
         self._record = Record(settings, self._teller)
@@ -117,30 +116,18 @@ class Watch:
         """Itself; what drives it has it under the same name."""
         return self
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add up the time spent, the outermost call only."""
-        if self._timing:
-            yield
-            return
-        self._timing, start = True, time.perf_counter()
-        try:
-            yield
-        finally:
-            self._timing = False
-            self.seconds += time.perf_counter() - start
+    @property
+    def seconds(self) -> float:
+        """How long watching has taken so far."""
+        return self._stopwatch.seconds
 
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def guarded(self) -> Guard:
         """Switch off where the code inside fails; a ``GradientFault`` is raised on purpose and goes through."""
-        with self.timed():
-            try:
-                yield
-            except GradientFault:
-                raise
-            except Exception as error:
-                if self.disabled_reason is None:
-                    self.disable(f"{type(error).__name__}: {error}", error)
+        return self._guard
+
+    def _failed(self, error: Exception) -> None:
+        if self.disabled_reason is None:
+            self.disable(f"{type(error).__name__}: {error}", error)
 
     @property
     def history(self) -> GradientHistory:
@@ -239,7 +226,7 @@ class Watch:
                 anywhere=anywhere,
                 in_step=in_step,
             )
-            self._picture, self._began, self.seconds = picture, time.perf_counter(), 0.0
+            self._picture, self._began, self._stopwatch.seconds = picture, time.perf_counter(), 0.0
             self._begin(self._stepper.reader, make_sinks if tells else tuple, several=num_optimizers > 1)
             if self.disabled_reason is None:
                 self._note_left_out(self._stepper.reader, optimizers)
@@ -539,7 +526,7 @@ class Watch:
             mean: Takes this process's numbers and returns their mean over all processes.
             now: Whether training ends with this batch, in all processes: what is open is exchanged now.
         """
-        with self.timed():
+        with self._stopwatch:
             # The end of it is the same in all processes: each of them knows whether any has asked.
             while self._agreement is not None and self._exchange(self._agreement, mean, now=now) and now:
                 pass
@@ -595,7 +582,7 @@ class Watch:
             The faults that were told and that no ``end_batch`` has returned.
         """
         onsets, sinks = self._end_batch(wait=True), self._record.sinks
-        with self.timed():
+        with self._stopwatch:
             sinks.end(*self._ending(error))
             sinks.close()
         failed = sum(any(isinstance(sink, kind) for sink in sinks.failed) for kind in (PictureSink, HeatmapSink))

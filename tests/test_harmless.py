@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from lightning_gradwatch import GradientFault
-from lightning_gradwatch.harmless import harmless
+from lightning_gradwatch.harmless import Guard, Stopwatch, harmless
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.watching import Watch
 
@@ -51,3 +54,49 @@ def test_the_time_is_added_up():
     driver = Driver()
     driver.call()
     assert driver.core.seconds > 0
+
+
+def test_of_blocks_inside_each_other_the_outermost_is_timed(monkeypatch):
+    """A clock that jumps by one at each look is looked at twice, however many blocks lie inside, also by an error."""
+    looks = iter(range(10))
+    monkeypatch.setattr("time.perf_counter", lambda: next(looks))
+    stopwatch = Stopwatch()
+    with pytest.raises(KeyError), stopwatch, stopwatch, stopwatch:
+        raise KeyError
+    assert stopwatch.seconds == 1
+    with stopwatch:
+        pass
+    assert stopwatch.seconds == 2
+
+
+def test_a_copy_made_inside_a_block_is_timed_from_its_own_first_block():
+    """A checkpoint callback may copy GradWatch in the middle of its work."""
+    stopwatch = Stopwatch()
+    with stopwatch:
+        copies = [copy.deepcopy(stopwatch), pickle.loads(pickle.dumps(stopwatch))]
+    for copied in copies:
+        assert copied.seconds == 0
+        with copied:
+            pass
+        assert 0 < copied.seconds < 60
+
+
+def test_a_copied_core_is_switched_off_alone():
+    """The guard of a copy belongs to the copy."""
+    core = Watch(Settings())
+    copied = copy.deepcopy(core)
+    with copied.guarded():
+        raise ValueError("only here")
+    assert (core.disabled_reason, copied.disabled_reason) == (None, "ValueError: only here")
+
+
+def test_a_guard_inside_a_guard_hands_an_error_over_once():
+    """The inner one ends it, and what follows in the outer one still runs."""
+    failed, stopwatch, reached = [], Stopwatch(), []
+    guard = Guard(stopwatch, failed.append)
+    with guard:
+        with guard:
+            raise ValueError("inner")
+        reached.append(True)
+    assert [str(error) for error in failed] == ["inner"]
+    assert reached == [True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,17 +70,17 @@ class ActivationCalls(TorchFunctionMode):
         if stack and stack[-1] is self:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def at_rest(self) -> AbstractContextManager[None]:
         """Leave torch alone for a while: of what GradWatch itself calls, each function would come by here."""
-        listening = self.listening
-        if listening:
-            self.rest()
+        return self._resting() if self.listening else nullcontext()
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        self.rest()
         try:
             yield
         finally:
-            if listening:
-                self.listen()
+            self.listen()
 
     def stand_aside(self, module: nn.Module) -> None:
         """Leave torch alone while a module runs that would notice, such as a frozen transformer that is a teacher.

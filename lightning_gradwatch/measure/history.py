@@ -186,28 +186,33 @@ class GradientHistory:
 
     def readings(self, optimizer: int) -> Readings:
         """Return the newest ``window`` readings of one optimizer."""
-        rows: slice | IntArray = slice(max(0, self._rows - self.window), self._rows)
-        if self._seen != {optimizer}:
-            # Far enough back for an optimizer that steps four times as rarely as the others.
-            start = max(0, self._rows - 4 * self.window * len(self._seen))
-            rows = start + np.flatnonzero(self.optimizers[start:] == optimizer)[-self.window :]
+        rows = self._newest(optimizer)
         tables: dict[str, Any] = {name: self._tables[name][rows] for name in _PER_LAYER}
         return Readings(
             steps=self._steps[rows], losses=self._losses[rows], global_norms=self._global_norms[rows], **tables
         )
+
+    def _newest(self, optimizer: int) -> slice | IntArray:
+        if self._seen == {optimizer}:
+            return slice(max(0, self._rows - self.window), self._rows)
+        # Far enough back for an optimizer that steps four times as rarely as the others.
+        start = max(0, self._rows - 4 * self.window * len(self._seen))
+        rows: IntArray = start + np.flatnonzero(self.optimizers[start:] == optimizer)[-self.window :]
+        return rows
 
     def losses_of(self, optimizer: int) -> FloatArray:
         """Return the losses of one optimizer since the start, as far as they are kept.
 
         With several optimizers all are NaN: each loss works on another's, and falls or rises for reasons of its own.
         """
-        newest = self.readings(optimizer)
+        rows = self._newest(optimizer)
+        newest = self._losses[rows]
         if self._seen != {optimizer}:
             return np.full(len(newest), np.nan)
         if self._counts[optimizer] <= len(newest):
-            return newest.losses
+            return newest
         # What the start was like decides whether the loss has fallen; thinning and checkpoints keep it apart.
-        return np.concatenate([self._first_losses, newest.losses])
+        return np.concatenate([self._first_losses, newest])
 
     def add_layers(self, names: Sequence[str]) -> None:
         """Append columns for layers that appeared during training; their past is not present."""

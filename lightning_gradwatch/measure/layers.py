@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -182,9 +183,25 @@ class ParameterIndex:
     sharded: bool
     num_layers: int
 
+    @cached_property
+    def _identities(self) -> list[int]:
+        return list(map(id, self.parameters))
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all parameters are plain real numbers of one dtype on one device, as most models have them."""
+        kinds = {(parameter.dtype, parameter.device, parameter.layout) for parameter in self.parameters}
+        plain = {Tensor, nn.Parameter}.issuperset(map(type, self.parameters))
+        return plain and len(kinds) == 1 and not self.parameters[0].is_complex()
+
+    @cached_property
+    def largest(self) -> int:
+        """How many numbers the largest parameter has."""
+        return int(self.sizes.max(initial=0))
+
     def covers(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether the index speaks of just these parameters, one by one, and of all that have a norm."""
-        if list(map(id, parameters)) != list(map(id, self.parameters)):
+        if list(map(id, parameters)) != self._identities:
             return False
         return len(self.filled) == len(parameters) or len(self.filled) == sum(map(_is_filled, parameters))
 

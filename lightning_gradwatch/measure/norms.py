@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ _CHUNK = 2**16
 _ROW = 2**12
 # The same for float64: its squares lose digits below about 1e-154.
 _SMALLEST_DOUBLE = 1e-150
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
 DOUBLE = {torch.float64, torch.complex128}
 
@@ -132,12 +134,24 @@ def measure_with_weights(
     members = np.arange(len(gradients))
     if len(present) < len(gradients):
         members = np.array([i for i in members.tolist() if gradients[i] is not None], dtype=np.int64)
-    alike = are_alike(present)
+    alike = _plainly_alike(index, present)
     if not weights:
-        largest = int(index.sizes.max(initial=0))
-        return GradientNorms(index, optimizer, present, members, _norms_of(present, None, alike, largest), alike), None
+        norms = _norms_of(present, None, alike, index.largest)
+        return GradientNorms(index, optimizer, present, members, norms, alike), None
     norms = norms_of(present + [index.parameters[i] for i in index.filled])
     return GradientNorms(index, optimizer, present, members, norms[: len(present)], alike), norms[len(present) :]
+
+
+def _plainly_alike(index: ParameterIndex, gradients: Sequence[Tensor]) -> bool:
+    """Tell the same as ``are_alike`` of gradients, asking each for its layout alone.
+
+    Autograd keeps a gradient to the dtype and the device of its parameter. Where a person has set ``grad_dtype`` the
+    fused call measures one by one, and what half precision cannot hold is found by the second look.
+    """
+    if not index.alike or not _PLAIN.issuperset(map(type, gradients)):
+        return False
+    # Only where a layer asks for sparse gradients are there two layouts.
+    return {gradient.layout for gradient in gradients} == {torch.strided}
 
 
 def are_alike(tensors: Sequence[Tensor]) -> bool:
@@ -147,7 +161,7 @@ def are_alike(tensors: Sequence[Tensor]) -> bool:
         >>> are_alike([torch.ones(2), torch.ones(3)]), are_alike([torch.ones(2), torch.ones(3).half()])
         (True, False)
     """
-    if not {Tensor, torch.nn.Parameter}.issuperset(map(type, tensors)):
+    if not _PLAIN.issuperset(map(type, tensors)):
         return False
     kinds = {(tensor.dtype, tensor.device, tensor.layout) for tensor in tensors}
     return len(kinds) == 1 and tensors[0].layout == torch.strided and not tensors[0].is_complex()
@@ -177,8 +191,9 @@ def _norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None, alike: bool,
         return torch.zeros(0)
     with torch.no_grad():
         if alike and tensors[0].dtype.itemsize > 1:
-            # The same as below, without a question to each tensor.
-            return torch.stack(_norms_of_a_kind(list(tensors), _sums_of(tensors[0], dtype), largest))
+            # The same as below, without a question to each tensor; it fails where some have changed their place since.
+            with suppress(RuntimeError):
+                return torch.stack(_norms_of_a_kind(list(tensors), _sums_of(tensors[0], dtype), largest))
         places = [_place(tensor) for tensor in tensors]
         if places.count(places[0]) == len(places):
             return _norms_at_one_place(tensors, dtype)
@@ -197,7 +212,7 @@ def _place(tensor: Tensor) -> tuple[torch.device, Hashable]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter)
+    return type(tensor) in _PLAIN
 
 
 def _positions(kinds: Sequence[Hashable]) -> list[IntArray]:

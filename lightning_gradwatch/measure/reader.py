@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -308,7 +309,12 @@ def describe_optimizer(optimizer: Optimizer) -> OptimizerDescription:
     first = optimizer.param_groups[0] if optimizer.param_groups else {}
     momentum, eps = first.get("momentum", 0.0), first.get("eps", 0.0)
     numbers = [float(value) if isinstance(value, (int, float)) else 0.0 for value in (momentum, eps)]
-    # A person's subclass of one of torch's optimizers is told by what it is made of.
-    torchs = [kind.__name__ for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
-    kind = next((name for name in torchs if name != "Optimizer"), type(optimizer).__name__)
-    return OptimizerDescription(kind, *numbers)
+    kind: Any = type(optimizer)
+    return OptimizerDescription(_torchs_name(kind), *numbers)
+
+
+@lru_cache(maxsize=64)
+def _torchs_name(kind: type[Any]) -> str:
+    """Tell a person's subclass of one of torch's optimizers by what it is made of."""
+    torchs = [each.__name__ for each in kind.__mro__ if each.__module__.startswith("torch.optim.")]
+    return next((name for name in torchs if name != "Optimizer"), kind.__name__)

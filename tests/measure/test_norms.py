@@ -199,6 +199,23 @@ def test_gradients_and_weights_together_are_what_they_are_apart(dtype):
     assert measure_with_weights(index, weights=False)[1] is None
 
 
+@pytest.mark.parametrize("later", ["float64", "sparse", "bfloat16"])
+def test_gradients_of_which_some_change_their_kind_later_are_measured(later):
+    """Parameters were alike when they were indexed; then a person converts a layer, or one gives sparse gradients."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    index = index_of(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    assert measure_gradients(index).alike
+    if later == "sparse":
+        model[1].weight.grad = model[1].weight.grad.to_sparse()
+    else:
+        model[1].to(getattr(torch, later))
+    np.testing.assert_allclose(
+        measure_gradients(index).norms, [norm(p.grad.to_dense()) for p in model.parameters()], rtol=1e-2
+    )
+
+
 def test_gradients_and_weights_are_read_in_one_pass():
     """One fused call for all, as for the gradients alone."""
     index = index_of(some_gradients())
