@@ -106,6 +106,14 @@ class Inquests:
         inquest = self._rows.get(number)
         return "" if inquest is None or inquest.not_asked else origin_in_words(inquest.witnesses)
 
+    def is_open(self, number: int) -> bool:
+        """Tell whether there is something to close.
+
+        Args:
+            number: Number of the optimizer.
+        """
+        return number in self._open
+
     @property
     def has_question(self) -> bool:
         """Whether this process wants to ask the others at their next exchange."""

@@ -54,6 +54,7 @@ class Judge:
         self._rules = list(settings.all_rules)
         self._seen: dict[int, IntArray] = {}
         self._cleared: set[int] = set()
+        self._order: tuple[tuple[int, ...], IntArray] = ((), np.zeros(0, dtype=np.int64))
         # Whether faults that last came from a checkpoint, which keeps no ways out of them.
         self._restored = False
         # Whether someone else clips, so that no clipper is advised.
@@ -137,7 +138,7 @@ class Judge:
             optimizer=snapshot.optimizer,
             optimizer_description=optimizer,
             layers=reader.descriptions,
-            order=np.array(history.order, dtype=np.int64),
+            order=self._order_of(history),
             gradients=history.readings(snapshot.optimizer),
             loss=history.losses_of(snapshot.optimizer),
             signals=probes,
@@ -147,17 +148,23 @@ class Judge:
             ),
         )
 
+    def _order_of(self, history: GradientHistory) -> IntArray:
+        """Return the forward order as an array, made anew only where it has changed."""
+        if self._order[0] is not history.order:
+            self._order = history.order, np.array(history.order, dtype=np.int64)
+        return self._order[1]
+
     def _ask(self, observations: Observations) -> list[Diagnosis]:
         findings: list[Diagnosis] = []
-        for rule in list(self._rules):
-            try:
-                # NaN and zero are what is looked for, not a mistake.
-                with np.errstate(all="ignore"):
+        # NaN and zero are what is looked for, not a mistake.
+        with np.errstate(all="ignore"):
+            for rule in list(self._rules):
+                try:
                     findings += [self._placed(finding, observations) for finding in rule(observations)]
-            except Exception as error:
-                self._rules.remove(rule)
-                name = getattr(rule, "__name__", type(rule).__name__)
-                self._warn(f"rule {name} failed and is switched off: {type(error).__name__}: {error}")
+                except Exception as error:
+                    self._rules.remove(rule)
+                    name = getattr(rule, "__name__", type(rule).__name__)
+                    self._warn(f"rule {name} failed and is switched off: {type(error).__name__}: {error}")
         return findings
 
     def _placed(self, finding: Diagnosis, observations: Observations) -> Diagnosis:

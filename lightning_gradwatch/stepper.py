@@ -69,20 +69,20 @@ class Stepper:
         self._measured_before = self.reader.num_measured
         reading = self.reader.read(about.number, about.optimizer, about.step, loss, about.scale(), about.unscales)
         self._clip_(reading)
-        if not self._looks_again(about):
+        if not self._looks_again(about, reading):
             reading.release()
         elif not self.clips_elsewhere:
             reading.send()
         return reading
 
-    def _looks_again(self, about: OptimizerStep) -> bool:
+    def _looks_again(self, about: OptimizerStep, reading: Reading) -> bool:
         """Tell whether it can be known after the step what others made of the gradients before it.
 
         A fused optimizer writes to the gradients itself; and where they are sharded, all processes have to look
         again, or none.
         """
         fused = any(group.get("fused") for group in about.optimizer.param_groups)
-        return self.clips_elsewhere or not (fused or self.reader.sharded(about.number, about.optimizer))
+        return self.clips_elsewhere or not (fused or reading.sharded)
 
     def look_again(self, reading: Reading) -> None:
         """After the step: measure the gradients once more where others have changed them."""

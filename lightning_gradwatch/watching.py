@@ -430,6 +430,8 @@ class Watch:
         return faults or [bare]
 
     def _close_inquest(self, stepper: Stepper, number: int) -> None:
+        if not self._inquests.is_open(number):
+            return
         lasting = [d for d in self.diagnoses if d.symptom is Symptom.NON_FINITE and d.optimizer == number]
         diagnosis = next((d for d in reversed(lasting) if d.recovered_at is None), None)
         names = [layer.name for layer in stepper.reader.layers]

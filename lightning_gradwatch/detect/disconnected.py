@@ -73,8 +73,10 @@ class DisconnectedRule:
 
     def _left_out(self, observations: Observations) -> Iterator[Diagnosis]:
         """Yield a diagnosis where the network is not trained because no optimizer holds layers that ask for it."""
+        if len(observations.loss) < self.horizon or not observations.signals:
+            return
         absent = np.isnan(observations.learning_rate)
-        if len(observations.loss) < self.horizon or not observations.signals or not absent.any():
+        if not absent.any():
             return
         called = observations.signals[-1].order
         trained = np.flatnonzero(~absent[called])

@@ -27,6 +27,7 @@ _SET_BACK = 0.5
 _RECENT = 10
 # Root mean square of weights below which a layer started near zero and has nothing to lose; see UpdateRule.
 _NEAR_ZERO = 1e-3
+_NONE: IntArray = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ class SpikeRule:
     def _spikes(self, norms: FloatArray, place: int) -> bool:
         before = norms[max(0, place - self.window) : place]
         value = norms[place]
+        # Most readings end here, for a few microseconds; NaN and zero among those before do not.
+        if 0 < value <= self.factor * before.min():
+            return False
         usable = before[np.isfinite(before) & (before > 0)]
-        # Most readings end here, for a few microseconds.
         if len(usable) < self.min_readings or not (np.isfinite(value) and value > self.factor * usable.min()):
             return False
         logs = np.log10(usable)
@@ -100,10 +103,10 @@ class SpikeRule:
         losses, norms = observations.loss, observations.gradients.global_norms
         known = losses[np.isfinite(losses)]
         if len(known) < _AFTERMATH[1] + _RECENT:
-            return np.zeros(0, dtype=np.int64)
+            return _NONE
         # Most readings end here; the median of a few numbers, for which numpy's takes ten times as long.
         if known[-_AFTERMATH[0] :].min() <= _SET_BACK * statistics.median(known[:_RECENT].tolist()):
-            return np.zeros(0, dtype=np.int64)
+            return _NONE
         places = np.arange(len(norms) - 1 - _AFTERMATH[0], max(len(norms) - 2 - _AFTERMATH[1], self.min_readings), -1)
         # Seen from the end, as the losses may be more than the norms. One look at all places leaves few.
         last = len(losses) - len(norms) + places
@@ -138,7 +141,10 @@ class SpikeRule:
         """Return the layers that spike although the whole does not, where the step has moved one of them far."""
         rows = observations.gradients.norms
         recent = rows[-1 - _RECENT : -1]
-        # The least of the last ten readings lies below their median: one look at all layers leaves few.
+        # The least of the last ten readings lies below their median: one look at all layers leaves few. Nearly always
+        # it leaves none, and only zeros and NaN ask for more than the plain minimum.
+        if (rows[-1] <= self.factor * recent.min(axis=0)).all():
+            return _NONE
         least = np.fmin.reduce(np.where(recent > 0, recent, np.nan), axis=0)
         high = np.flatnonzero(rows[-1] > self.factor * least)
         if not high.size:

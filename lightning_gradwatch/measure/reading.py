@@ -63,6 +63,11 @@ class Reading:
             self._look(measured, "norms")
 
     @property
+    def sharded(self) -> bool:
+        """Whether the gradients are spread over processes; asked before they are let go."""
+        return self._measured is not None and self._measured.index.sharded
+
+    @property
     def under_way(self) -> bool:
         """Whether the numbers may not have arrived yet, so that asking for them may wait."""
         return self._late and self._snapshot is None
@@ -112,7 +117,10 @@ class Reading:
 
     @staticmethod
     def _gradients_now(measured: GradientNorms) -> list[Tensor | None]:
-        return [measured.index.parameters[member].grad for member in measured.members.tolist()]
+        parameters: Sequence[Tensor] = measured.index.parameters
+        if len(measured.members) < len(parameters):
+            parameters = [parameters[member] for member in measured.members.tolist()]
+        return [parameter.grad for parameter in parameters]
 
     def release(self) -> None:
         """Let the gradients go: the person may free them."""

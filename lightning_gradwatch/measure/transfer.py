@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,10 +24,10 @@ class Transfer:
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
-        self._ends = np.cumsum([part.numel() for part in parts])[:-1] if len(parts) > 1 else None
+        self._sizes = [part.numel() for part in parts]
         device, kind = parts[0].device, torch.float32
-        for part in parts:
-            kind = torch.promote_types(kind, part.dtype)
+        for dtype in {part.dtype for part in parts}:
+            kind = torch.promote_types(kind, dtype)
         flat = parts[0].to(kind) if len(parts) == 1 else torch.cat([part.to(device, kind) for part in parts])
         self._arrived: torch.cuda.Event | None = None
         if flat.device.type == "cuda":
@@ -42,4 +43,5 @@ class Transfer:
         if self._arrived is not None:
             self._arrived.synchronize()
         numbers = self._host.numpy().astype(np.float64)
-        return [numbers] if self._ends is None else np.split(numbers, self._ends)
+        ends = list(accumulate(self._sizes))
+        return [numbers[end - size : end] for size, end in zip(self._sizes, ends, strict=True)]
