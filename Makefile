@@ -38,7 +38,7 @@ test: .venv/.dev
 # Without what looks at the code itself, through a browser or at libraries of others, and needs the newest for that.
 test-oldest: .venv-oldest/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 --ignore tests/test_package.py \
-		--ignore tests/test_typed.py --ignore tests/test_wheel.py --ignore tests/pages --ignore-glob "*/test_browser_*.py"
+		--ignore tests/test_alternatives.py --ignore tests/test_typed.py --ignore tests/test_wheel.py --ignore tests/pages --ignore-glob "*/test_browser_*.py"
 
 test-strangers: .venv-strangers/.installed
 	OMP_NUM_THREADS=1 .venv-strangers/bin/python -m pytest tests/strangers --numprocesses 2 --dist loadfile --durations 5

@@ -51,3 +51,19 @@ def test_it_is_in_step_with_the_english_page():
     english = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = [line.split("#")[0].strip() for line in "\n".join([*blocks("bash"), blocks("python")[0]]).splitlines()]
     assert [line for line in lines if line not in english] == []
+
+
+def table(page: str) -> list[list[str]]:
+    """Return the cells of the only table of a page."""
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_its_table_is_the_english_one():
+    """The same columns, and "yes" and "no" in the same places."""
+    plain = {"是": "yes", "否": "no"}
+    english, chinese = table((ROOT / "README.md").read_text(encoding="utf-8")), table(PAGE)
+    assert chinese[0] == english[0]
+    assert [[plain.get(cell, "") for cell in row] for row in chinese] == [
+        [cell if cell in plain.values() else "" for cell in row] for row in english
+    ]
