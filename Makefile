@@ -16,7 +16,7 @@ help:
 	@echo "make test-oldest  run the tests with the oldest versions that pyproject.toml admits, in a place of their own"
 	@echo "make test-strangers  train libraries of others with GradWatch added (once 3 GB, then 5 minutes)"
 	@echo "make screenshots  train for a few minutes and take the pictures of docs/pictures/ in chromium"
-	@echo "make pages      train small sick networks and put their logs and pictures into docs/"
+	@echo "make pages      train small sick networks, run the gallery, and put their logs and pictures into docs/"
 	@echo "make docs       build the site of docs/ into site/; fails at a broken link"
 	@echo "make dist       build the wheel and the sdist into dist/ and check what an index would show"
 	@echo "make ward       train the whole ward with five seeds, and write docs/ward.md (about an hour on two cores; goes on"
@@ -33,7 +33,7 @@ dashboard: .venv/.examples
 	$(BIN)/tensorboard --logdir runs/sigmoid_vs_relu
 
 test: .venv/.dev
-	$(PYTEST) --numprocesses 2 --cov --cov-report term
+	$(PYTEST) --numprocesses 2 --dist worksteal --cov --cov-report term
 
 # Without what looks at the code itself, through a browser or at libraries of others, and needs the newest for that.
 test-oldest: .venv-oldest/.installed

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lightning_gradwatch import examine, he_init_, lecun_init_
+from lightning_gradwatch import Report, examine, he_init_, lecun_init_
 
 WIDTH, CLASSES = 64, 10
 Initializer = Callable[[nn.Module], object]
@@ -48,15 +48,20 @@ INITIALIZERS: dict[str, Initializer] = {
 }
 
 
-def share(activation: type[nn.Module], depth: int, initialize: Initializer) -> float:
-    """Return what the first layer of a plain stack gets of what the last hidden one gets."""
+def examined(activation: type[nn.Module], depth: int, initialize: Initializer) -> Report:
+    """Measure a plain stack on random points and labels."""
     torch.manual_seed(0)
     hidden = [part for _ in range(depth) for part in (nn.Linear(WIDTH, WIDTH), activation())]
     net = nn.Sequential(*hidden, nn.Linear(WIDTH, CLASSES))
     initialize(net)
     points, labels = torch.randn(256, WIDTH), torch.randint(CLASSES, (256,))
-    report = examine(net, lambda net: nn.functional.cross_entropy(net(points), labels), rehearse=False)
-    return float(report.delta[0] / report.delta[depth - 1])
+    return examine(net, lambda net: nn.functional.cross_entropy(net(points), labels), rehearse=False)
+
+
+def share(activation: type[nn.Module], depth: int, initialize: Initializer) -> float:
+    """Return what the first layer of a plain stack gets of what the last hidden one gets."""
+    delta = examined(activation, depth, initialize).delta
+    return float(delta[0] / delta[depth - 1])
 
 
 def main() -> None:

@@ -41,13 +41,19 @@ class Measured:
     verdict: str
 
 
+def network(factor: float, depth: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Return linear layers of one weight each, all of the same size."""
+    net = nn.Sequential(*(nn.Linear(1, 1, bias=False, dtype=dtype) for _ in range(depth)))
+    for weight in net.parameters():
+        nn.init.constant_(weight, factor)
+    return net
+
+
 def measure(
     factor: float, depth: int, dtype: torch.dtype = torch.float32, *, loss_scale: float = 1.0, steps: int = 1
 ) -> Measured:
     """Send the number 1 through ``depth`` weights and back, ``steps`` times; a learning rate of 0 moves nothing."""
-    net = nn.Sequential(*(nn.Linear(1, 1, bias=False, dtype=dtype) for _ in range(depth)))
-    for weight in net.parameters():
-        nn.init.constant_(weight, factor)
+    net = network(factor, depth, dtype)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with GradWatch().attach(net, optimizer) as watch:
         for _ in range(steps):

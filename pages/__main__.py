@@ -1,4 +1,7 @@
-"""``python -m pages``: train the small sick networks, and put their logs and pictures into ``docs/``."""
+"""``python -m pages``: train the small sick networks, run the gallery, and put their logs and pictures into ``docs/``.
+
+``python -m pages vanishing gallery:optimizers`` makes only these.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,19 @@ import argparse
 import os
 import re
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pages.figures import FIGURES
+from pages.gallery import GALLERY, alone, run
+from pages.panels import save
 from pages.pictures import draw
 from pages.sick import CASES, heard, told, train
 
 DOCS = Path(__file__).parents[1] / "docs"
-_EXCERPT = re.compile(r"(<!-- python -m pages: ([\w-]+) -->\n```text\n)(.*?)(^```$)", flags=re.DOTALL | re.MULTILINE)
+_EXCERPT = re.compile(r"(<!-- python -m pages: ([\w:-]+) -->\n```text\n)(.*?)(^```$)", flags=re.DOTALL | re.MULTILINE)
 
 
 def excerpts(text: str) -> dict[str, str]:
@@ -45,15 +53,34 @@ def first_page() -> str:
     return told(lines).replace(str(Path(folder).resolve()) + "/", "")
 
 
+def sick(name: str) -> str:
+    """Train a network of the symptom pages, draw its pictures and return its log."""
+    watch, lines = train(name)
+    draw(name, watch, DOCS / "pictures")
+    return told(lines)
+
+
+def of_the_gallery(name: str) -> str:
+    """Run a script of the gallery, draw its picture and return what it prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        ran = run(name, Path(folder))
+        # Some train for their picture.
+        with alone(ran.folder, [name]):
+            figure = FIGURES[name](ran)
+        save(figure, DOCS / "pictures" / f"gallery-{name}.png")
+    return ran.text
+
+
 def main() -> None:
     """Make all of them, or those that are named."""
+    makers: dict[str, Callable[[], str]] = {"start": first_page}
+    makers |= {name: partial(sick, name) for name in CASES}
+    makers |= {f"gallery:{name}": partial(of_the_gallery, name) for name in GALLERY}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], help="by default all")
-    logs = {"start": first_page()}
-    for name in parser.parse_args().cases or CASES:
-        watch, lines = train(name)
-        logs[name] = told(lines)
-        draw(name, watch, DOCS / "pictures")
+    parser.add_argument("names", nargs="*", choices=[[], *makers], help="by default all")
+    logs = {}
+    for name in parser.parse_args().names or makers:
+        logs[name] = makers[name]()
         print(f"--- {name}\n{logs[name]}")
     for page in DOCS.rglob("*.md"):
         text = page.read_text()

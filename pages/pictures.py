@@ -67,14 +67,15 @@ def draw(name: str, watch: GradWatch, folder: Path) -> list[Path]:
     for quantity, notes in PICTURES.get(name, {}).items():
         figure = watch.plot(quantity)
         for note in notes:
-            _annotate(figure.axes[0], note)
+            annotate(figure.axes[0], note)
         path = folder / f"symptom-{name}-{quantity}.png"
         figure.savefig(path, metadata={"Software": None})
         paths.append(path)
     return paths
 
 
-def _annotate(axes: Axes, note: Note) -> None:
+def annotate(axes: Axes, note: Note) -> None:
+    """Write a word with an arrow into a plot."""
     point, words = ((x, 1 - y) for x, y in (note.at, note.where))
     axes.annotate(
         note.text,

@@ -168,6 +168,9 @@ def _draw_cells(axes: Axes, picture: _Picture) -> None:
             _hatch(axes, picture, code, hatch)
     middles = (picture.edges[1:] + picture.edges[:-1]) / 2
     at = np.flatnonzero(picture.peaks)
+    if not len(at):
+        # A line without a point would count as one at the figure's corner, and a constrained layout would collapse.
+        return
     below = axes.get_xaxis_transform()
     red = rgb_of(MARK_COLORS["warning"])
     axes.plot(middles[at], np.full(len(at), -0.012), "|", color=red, transform=below, clip_on=False, markersize=4)

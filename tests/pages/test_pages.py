@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pages.__main__ import DOCS, excerpts, first_page, with_excerpts
+from pages.gallery import GALLERY
 from pages.pictures import PICTURES
 from pages.sick import CASES, told, train
 
@@ -35,8 +36,8 @@ def test_the_log_of_the_first_page_is_what_its_program_gives():
 
 
 def test_every_log_has_its_network_and_every_network_its_log():
-    """None is left over."""
-    assert set(SHOWN) == {*CASES, "start"}
+    """None is left over; those of the gallery are tested in ``test_gallery.py``."""
+    assert set(SHOWN) == {*CASES, "start", *(f"gallery:{name}" for name in GALLERY)}
 
 
 def test_every_picture_that_is_drawn_is_shown():

@@ -172,6 +172,15 @@ def test_axes_of_the_person_are_drawn_on() -> None:
     assert right.collections
 
 
+def test_several_runs_share_a_figure_whose_layout_is_constrained() -> None:
+    """A run without a peak has no mark, which a layout would take for one at the figure's corner."""
+    figure = Figure(layout="constrained", figsize=(8, 3))
+    for axes in figure.subplots(1, 2):
+        plot_run(run_of(series_of([[0.1, 1.0]] * 3)), ax=axes)
+    figure.draw_without_rendering()
+    assert all(axes.get_position().width > 0.2 for axes in figure.axes[:2])
+
+
 def test_pyplot_is_left_alone() -> None:
     """Drawing makes no figure that pyplot would show, and does not change which one is current."""
     mine = plt.figure()
