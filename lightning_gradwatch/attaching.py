@@ -6,17 +6,18 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
+from lightning_gradwatch.attachable import MARK, check_attachable, inner_optimizer, unwrapped
+from lightning_gradwatch.backward import Backward
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.measure.compiled import is_compiled
-from lightning_gradwatch.measure.layers import num_elements
 from lightning_gradwatch.processes import Processes
 from lightning_gradwatch.report.event_files import TensorBoardLogger
 from lightning_gradwatch.report.loggers import picture_place, sinks_for
@@ -54,10 +55,11 @@ def attached(
         TypeError: If the model is no module or an optimizer none.
         ValueError: If the two do not belong together, or the model has no memory yet.
     """
-    plain = _unwrapped(model)
-    inner = [_inner(each) for each in ([optimizers] if isinstance(optimizers, Optimizer) else list(optimizers))]
-    _check(plain, inner, core)
-    loop = Loop(core, plain, inner, scaler, Processes.of(model), tell)
+    plain = unwrapped(model)
+    each = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    bare = list(map(inner_optimizer, each))
+    check_attachable(plain, bare, core.settings)
+    loop = Loop(core, plain, bare, scaler, Processes.of(model), tell)
     try:
         loop.begin(None if log_dir is None else Path(log_dir))
     except BaseException:
@@ -157,8 +159,8 @@ class Loop:
         for optimizer in self._optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
-            optimizer.__dict__[_MARK] = True
-        _Backward.listen(self)
+            optimizer.__dict__[MARK] = True
+        Backward.listen(self)
 
     def end(self, error: BaseException | None = None, *, together: bool = True) -> None:
         """Remove the hooks and write what is pending.
@@ -178,13 +180,13 @@ class Loop:
 
     def unhook(self) -> None:
         """Leave the model, its optimizers and torch as they were."""
-        _Backward.leave(self)
+        Backward.leave(self)
         for hook in (*self._hooks, *self._waiting):
             hook.remove()
         self._hooks.clear()
         self._waiting.clear()
         for optimizer in self._optimizers:
-            optimizer.__dict__.pop(_MARK, None)
+            optimizer.__dict__.pop(MARK, None)
 
     def settle(self) -> None:
         """Judge now what would be judged when the next batch begins."""
@@ -322,10 +324,6 @@ class Loop:
             self.core.each_diagnosis(onsets, self._tell)
 
 
-# Set on an optimizer while it is watched.
-_MARK = "_gradwatch_attached"
-
-
 class _LeftScale:
     """The loss scale that a GradScaler has left in an optimizer for the time of its step."""
 
@@ -335,116 +333,3 @@ class _LeftScale:
     def scale(self, outputs: Tensor) -> Tensor:
         """Return outputs times the factor."""
         return outputs * self._factor.to(outputs.device)
-
-
-class _Backward:
-    """Hears of losses: while anybody listens, ``Tensor.backward`` is a function that tells of the call and makes it.
-
-    PyTorch has no hook for it, and a loss that is not known leaves the rules without a word on whether a network
-    learns. When nobody listens any more the method is what it was.
-    """
-
-    listeners: ClassVar[list[Loop]] = []
-    inside: ClassVar[bool] = False
-    original: ClassVar[Callable[..., None]] = Tensor.backward
-
-    @classmethod
-    def listen(cls, loop: Loop) -> None:
-        if not cls.listeners:
-            cls.original = Tensor.backward
-            Tensor.backward = cls._wrapped(cls.original)  # type: ignore[method-assign]
-        cls.listeners.append(loop)
-
-    @classmethod
-    def leave(cls, loop: Loop) -> None:
-        if loop in cls.listeners:
-            cls.listeners.remove(loop)
-        # Somebody who has put a function of their own around ours keeps it; ours then only passes calls on.
-        if not cls.listeners and getattr(Tensor.backward, "_gradwatch", False):
-            Tensor.backward = cls.original  # type: ignore[method-assign]
-
-    @classmethod
-    def _wrapped(cls, original: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(original)
-        def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
-            # Under a mode or of a subclass, torch calls its method a second time from inside.
-            listeners = [] if cls.inside else list(cls.listeners)
-            for loop in listeners:
-                loop.before_backward(self)
-            outer, cls.inside = cls.inside, True
-            try:
-                original(self, *args, **kwargs)
-            finally:
-                cls.inside = outer
-            for loop in listeners:
-                loop.after_backward()
-
-        backward._gradwatch = True  # type: ignore[attr-defined]
-        return backward
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside what Fabric, Accelerate and torch put around it."""
-    # By name: Lightning's classes are not imported here.
-    while {cls.__name__ for cls in type(model).__mro__} & {"DistributedDataParallel", "DataParallel", "_FabricModule"}:
-        inner = model.module
-        assert isinstance(inner, nn.Module), "a wrapper has a module inside"
-        model = inner
-    return model
-
-
-def _inner(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer inside what Fabric and Accelerate put around it."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
-def _check(model: nn.Module, optimizers: Sequence[Optimizer], core: Watch) -> None:
-    """Refuse what cannot be watched, before anything is changed."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module. Got {type(model).__name__}")
-    if not optimizers:
-        raise ValueError("`optimizer` must be an optimizer or a list of them. Got an empty list")
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"`optimizer` must be a torch.optim.Optimizer. Got {type(optimizer).__name__}")
-        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            kind = type(optimizer).__name__
-            raise TypeError(
-                f"This {kind} tells nobody of its steps: it is built without Optimizer.__init__, as wrappers such as "
-                "Lookahead are. Pass the optimizer inside it, if it steps that one."
-            )
-        if _MARK in optimizer.__dict__:
-            raise ValueError(
-                f"This {type(optimizer).__name__} is being watched already: every gradient would be read twice. Leave "
-                "the other `with` block first; several rules, sinks and thresholds fit into one GradWatch."
-            )
-    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
-        raise ValueError("`optimizer` must name each optimizer once. Got the same one twice")
-    if core.settings.rehearse:
-        raise ValueError(
-            "`rehearse=True` needs the Trainer, which knows how a batch is run again. Remove it, and try the remedies "
-            "with lightning_gradwatch.examine(model, loss_closure)."
-        )
-    _check_parameters(model, optimizers)
-
-
-def _check_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    parameters = dict(model.named_parameters())
-    empty = [name for name, parameter in parameters.items() if parameter.is_meta]
-    if empty:
-        raise ValueError(
-            f"`model` must have its weights in memory. {len(empty)} parameters are on the meta device, the first is "
-            f"{empty[0]}: load or initialize them (model.to_empty(device=...)) and attach then."
-        )
-    known = set(map(id, parameters.values()))
-    for optimizer in optimizers:
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        foreign = [parameter for parameter in held if id(parameter) not in known]
-        if foreign and len(foreign) == len(held):
-            raise ValueError(
-                f"`optimizer` must train parameters of `model`. All {len(held)} parameters of this "
-                f"{type(optimizer).__name__} ({sum(map(num_elements, held)):,} numbers) belong to something else: make "
-                "the optimizer after the model was moved, wrapped or built anew, from its own model.parameters()."
-            )

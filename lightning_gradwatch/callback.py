@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, float64, nn, tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
 from lightning_gradwatch.attaching import Loop, attached
 from lightning_gradwatch.checkpoints import Checkpoints
+from lightning_gradwatch.clashes import refuse_clashes, refuse_late_clashes
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Rule
 from lightning_gradwatch.harmless import harmless
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.snapshot import SignalSnapshot
+from lightning_gradwatch.optimizers import Optimizers
 from lightning_gradwatch.remedy.clipping import Clipper
 from lightning_gradwatch.remedy.remedy import Remedy
 from lightning_gradwatch.report.loggers import is_a, picture_place, sinks_for
@@ -39,6 +40,7 @@ from lightning_gradwatch.trainer_facts import (
     when_it_stops,
     why_unsupported,
 )
+from lightning_gradwatch.trainer_metrics import publish_engine_norm, publish_norms
 from lightning_gradwatch.understudy import stage_of
 from lightning_gradwatch.watching import Watch
 
@@ -47,21 +49,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pytorch_lightning import Callback, LightningModule, Trainer
 else:
-
-    def _callback_classes() -> tuple[type, ...]:
-        found = []
-        for package in ("lightning.pytorch", "pytorch_lightning"):
-            try:
-                found.append(importlib.import_module(package).Callback)
-            except ModuleNotFoundError as error:
-                if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
-                    raise
-        if not found:
-            raise ImportError("GradWatch needs Lightning: pip install pytorch-lightning (or: pip install lightning)")
-        return tuple(dict.fromkeys(found))
-
-    # Both packages have a Callback class of their own, and a Trainer or LightningCLI takes only its own.
-    Callback = type("Callback", _callback_classes(), {})
+    from lightning_gradwatch.callback_class import Callback
 
 _CHECKPOINT_KEY = "lightning_gradwatch"
 
@@ -160,11 +148,7 @@ class GradWatch(Callback):
             heatmap=heatmap,
         )
         self.core = Watch(self.settings)
-        self._numbers: dict[int, int] = {}
-        self._hooks: list[Any] = []
-        # Optimizers whose steps are heard of, and those that tell of none.
-        self._heard: list[Optimizer] = []
-        self._silent: set[int] = set()
+        self._optimizers = Optimizers()
         self._fitting = False
         self._checkpoints = Checkpoints()
         # What drives the core outside of the Trainer, while it does.
@@ -354,47 +338,18 @@ class GradWatch(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way; Lightning pickles callbacks that are hyperparameters."""
-        fit = {"_hooks": [], "_heard": [], "_silent": set(), "_numbers": {}, "_fitting": False, "_loop": None}
+        fit = {"_optimizers": Optimizers(), "_fitting": False, "_loop": None}
         # Lightning gives every callback the module's own methods of these names.
         return {name: value for name, value in (self.__dict__ | fit).items() if name not in ("log", "log_dict")}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings that clash with the Trainer's."""
-        if stage != "fit":
-            return
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, GradWatch) for callback in callbacks) > 1:
-            raise ValueError(
-                "Two GradWatch callbacks in one Trainer would read every gradient twice and tell everything twice. "
-                "Keep one of them; several rules, sinks and thresholds fit into one GradWatch."
-            )
-        self._refuse_two_clippers(trainer)
-        if self.settings.rehearse and trainer.world_size > 1:
-            raise ValueError(
-                f"`rehearse=True` works in one process, and this Trainer has {trainer.world_size}: a copy that is run "
-                "in one of them would wait for the others. Remove `rehearse`, or try the remedies before training in "
-                "one process: lightning_gradwatch.examine(model, loss_closure)"
-            )
-        unsupported = why_unsupported(trainer)
-        if unsupported and self.settings.acts:
-            raise ValueError(
-                f"`clipper` and `on_nonfinite={self.settings.on_nonfinite!r}` cannot work here: {unsupported}. Use the "
-                "strategy's own clipping."
-            )
-
-    def _refuse_two_clippers(self, trainer: Trainer) -> None:
-        if self.settings.clipper is not None and trainer.gradient_clip_val:
-            raise ValueError(
-                f"`GradWatch(clipper={self.settings.clipper!r})` and `Trainer(gradient_clip_val="
-                f"{trainer.gradient_clip_val!r})` would clip the same gradients one after the other. Remove `clipper` "
-                "to keep the Trainer's clipping (GradWatch shows the norms before and after), or remove "
-                "`gradient_clip_val` to keep the clipper."
-            )
+        if stage == "fit":
+            refuse_clashes(self.settings, trainer, GradWatch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch: all modules, optimizers and strategies are in place now."""
-        self._refuse_scaled_actions(trainer)
-        self._refuse_two_clippers(trainer)
+        refuse_late_clashes(self.settings, trainer)
         if trainer.global_step == 0:
             # A new run; one that goes on, or is resumed from a checkpoint, keeps what is known.
             self.core = Watch(self.settings)
@@ -414,7 +369,7 @@ class GradWatch(Callback):
             self.core.agree_on_start(partial(trainer.strategy.reduce_boolean_decision, all=False))
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, directory: Path | None) -> None:
-        self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
+        self._optimizers.begin(trainer.optimizers, self.core.after_step)
         self.core.start(
             pl_module,
             num_optimizers=len(trainer.optimizers),
@@ -430,30 +385,6 @@ class GradWatch(Callback):
         )
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             self._checkpoints.resumed(str(trainer.ckpt_path), trainer.global_step)
-        # An optimizer that only meets Lightning's protocol need not have torch's hooks.
-        for optimizer in trainer.optimizers:
-            self._listen(optimizer)
-
-    def _listen(self, optimizer: Optimizer) -> None:
-        """Hear of an optimizer's steps where it tells of them.
-
-        One that only meets Lightning's protocol does not; nor one that was never initialized as one of torch's
-        (Lookahead), although it has the method.
-        """
-        try:
-            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
-        except Exception:
-            self._silent.add(id(optimizer))
-        self._heard.append(optimizer)
-
-    def _number(self, trainer: Trainer, optimizer: Optimizer) -> int:
-        """Return an optimizer's place in the Trainer, also when it was made anew during training."""
-        if not any(optimizer is known for known in self._heard):
-            self._listen(optimizer)
-        places = [place for place, each in enumerate(trainer.optimizers) if each is optimizer]
-        number = places[0] if places else self._numbers.setdefault(id(optimizer), len(self._numbers))
-        self._numbers[id(optimizer)] = number
-        return number
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the core which batch it is, and where the loggers stand."""
@@ -485,7 +416,7 @@ class GradWatch(Callback):
         """Hand over the gradients: unscaled, accumulated, averaged over processes, not yet clipped."""
         if self._fitting:
             self.core.before_step(
-                self._number(trainer, optimizer),
+                self._optimizers.number(trainer.optimizers, optimizer),
                 optimizer,
                 trainer.global_step,
                 scaler=scaler_of(trainer),
@@ -493,19 +424,15 @@ class GradWatch(Callback):
                 divided_by=trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1,
             )
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.core.after_step(self._numbers.get(id(optimizer), -1))
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the core judge, and stop where that is asked."""
         if not self._fitting:
-            self._publish_engine_norm(trainer)
+            publish_engine_norm(trainer)
             return
-        for optimizer in trainer.optimizers if self._silent else ():
-            if id(optimizer) in self._silent:
-                self.core.after_step(self._numbers[id(optimizer)], certain=scaler_of(trainer) is None)
+        for number in self._optimizers.silent(trainer.optimizers):
+            self.core.after_step(number, certain=scaler_of(trainer) is None)
         # Whoever looks at the metric at the end of an epoch shall find it.
         make = partial(stage_of, trainer, pl_module, batch, batch_idx, self.settings.clipper)
         onsets = self.core.end_batch(wait=trainer.is_last_batch, make_stage=make if self.settings.rehearse else None)
@@ -535,24 +462,7 @@ class GradWatch(Callback):
 
     @harmless
     def _publish(self, trainer: Trainer) -> None:
-        for number, norm in self.core.global_norms.items():
-            suffix = f"/optimizer_{number}" if len(trainer.optimizers) > 1 else ""
-            # In float64: a finite norm above 3e38 is not infinite, and EarlyStopping(check_finite=True) would stop.
-            trainer.callback_metrics[f"gradwatch/global_norm{suffix}"] = tensor(norm, dtype=float64)
-
-    def _publish_engine_norm(self, trainer: Trainer) -> None:
-        """Give the global norm where only the strategy's engine knows it; it is computed for each step anyway."""
-        engine = getattr(trainer.strategy, "deepspeed_engine", None)
-        with suppress(Exception):
-            self._publish_norm(trainer, None if engine is None else engine.get_global_grad_norm())
-
-    def _publish_norm(self, trainer: Trainer, norm: float | Tensor | None) -> None:
-        if norm is None:
-            return
-        trainer.callback_metrics["gradwatch/global_norm"] = tensor(float(norm), dtype=float64)
-        step, due = logging_of(trainer)
-        for logger in trainer.loggers if due else ():
-            logger.log_metrics({"gradwatch/global_norm": float(norm)}, step=step)
+        publish_norms(trainer, self.core.global_norms)
 
     def _deliver(self, trainer: Trainer, pl_module: LightningModule, onsets: Sequence[Diagnosis]) -> None:
         if trainer.is_global_zero:
@@ -605,18 +515,5 @@ class GradWatch(Callback):
         if not self._fitting:
             return
         self._fitting = False
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._heard.clear()
-        self._silent.clear()
+        self._optimizers.end()
         self._deliver(trainer, pl_module, self.core.finish(error))
-
-    def _refuse_scaled_actions(self, trainer: Trainer) -> None:
-        if scaler_of(trainer) is None or not self.settings.acts or not any(map(unscales_itself, trainer.optimizers)):
-            return
-        raise ValueError(
-            "`clipper` and `on_nonfinite` cannot act on an optimizer with fused=True under precision='16-mixed': it "
-            "unscales the gradients inside step(), after every hook. Use fused=False, or precision='bf16-mixed', or "
-            "remove `clipper` and `on_nonfinite`."
-        )

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,10 @@ class Inquests:
         self._teller = teller
         self._on_nonfinite = on_nonfinite
         self.begin(Surroundings())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the fit under way: from a copy nobody can be asked."""
+        return vars(Inquests(self._teller, self._on_nonfinite))
 
     def begin(self, surroundings: Surroundings) -> None:
         """Begin a fit; nothing of an earlier one counts.

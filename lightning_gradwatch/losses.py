@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class LossWindow:
         self._before: Tensor | None = None
         self._each: deque[tuple[int | None, Tensor]] = deque(maxlen=_MAX_KEPT)
         self.taken: tuple[tuple[int | None, Tensor], ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the losses: they belong to a fit under way."""
+        return vars(LossWindow())
 
     def add(self, loss: Tensor, batch: int | None = None) -> None:
         """Add a loss of one element, before its gradients are computed.

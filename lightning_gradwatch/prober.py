@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +21,10 @@ _FIRST_PROBES = 5
 # An optimizer that has not stepped for so many batches may have done its work; no probe waits for it.
 _MAX_IDLE = 20
 COMPILED = "torch.compile: hooks would make the model compile again"
+_WITHOUT_PROBE = (
+    "parameter gradients (not finite, zero, spikes, your thresholds) and, under SGD, steps that overwrite weights; "
+    "nothing is said about depth and time"
+)
 
 
 class ProbeSchedule:
@@ -99,17 +102,16 @@ class Prober:
         self._probe = SignalProbe()
         # Why nothing is probed; empty while probes run.
         self.off = "" if every_n_steps else "switched off: probe_every_n_steps=None"
+        self._told_off = False
 
     def start(self, reader: Reader) -> None:
         """Step aside where the model is compiled."""
         if not self.off and is_compiled(reader.model):
             self.off = COMPILED
 
-    def closed(self) -> Prober:
-        """Return a copy without what belongs to a fit under way."""
-        copied = copy.copy(self)
-        copied._probe = SignalProbe()
-        return copied
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a fit under way."""
+        return self.__dict__ | {"_probe": SignalProbe()}
 
     @property
     def places(self) -> dict[int, str]:
@@ -212,6 +214,13 @@ class Prober:
     def stop(self) -> None:
         """Leave nothing behind."""
         self._probe.end()
+
+    def why_none(self) -> str:
+        """Say, once, that there are no probes, and what is left without them; empty where there is nothing to say."""
+        if not self.off or self._told_off:
+            return ""
+        self._told_off = True
+        return f"no signal probe ({self.off}); what is still judged: {_WITHOUT_PROBE}"
 
     def _check(self) -> None:
         if self._probe.failure and not self.off:

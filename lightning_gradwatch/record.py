@@ -20,7 +20,9 @@ from lightning_gradwatch.measure.signal_history import SignalHistory, widened_si
 from lightning_gradwatch.measure.snapshot import GradientSnapshot, SignalSnapshot, widened
 from lightning_gradwatch.rehearsing import MakeStage, rehearsed
 from lightning_gradwatch.remedy.remedy import Remedy
+from lightning_gradwatch.report.heatmap import HeatmapSink
 from lightning_gradwatch.report.log import healthy_text
+from lightning_gradwatch.report.picture import PictureSink
 from lightning_gradwatch.report.sink import Sink, SinkRow
 from lightning_gradwatch.report.step_report import StepReport
 from lightning_gradwatch.report.teller import Teller
@@ -49,6 +51,8 @@ class Record:
         self.several = False
         # For each optimizer how often the logging interval had asked when it was last answered, and where that stands.
         self._answered: dict[int, tuple[int, int]] = {}
+        # Class of each optimizer by its number, also of those of a fit before.
+        self.optimizer_kinds: dict[int, str] = {}
         self._onsets: list[Diagnosis] = []
         # Whether gradients are clipped by someone else, so that no clipper is advised.
         self.clipped = False
@@ -70,18 +74,21 @@ class Record:
             found.setdefault((remedy.title, remedy.code), remedy)
         return list(found.values())
 
-    def begin(self, names: Sequence[str], sinks: Sequence[Sink], *, several: bool) -> bool:
+    def open(self, sinks: Sequence[Sink]) -> None:
+        """Take the places where reports go from now on."""
+        self.sinks = SinkRow(sinks, self._teller.logger)
+
+    def begin(self, names: Sequence[str], *, several: bool) -> bool:
         """Begin, or go on with the same model.
 
         Args:
             names: Names of the layers.
-            sinks: Where reports go.
             several: Whether several optimizers train the model.
 
         Returns:
             Whether nothing that was known is about this model.
         """
-        self.sinks, self.several = SinkRow(sinks, self._teller.logger), several
+        self.several = several
         known = self.history.layers
         anew = not known or tuple(names[: len(known)]) != known
         if anew:
@@ -93,9 +100,16 @@ class Record:
         self.probes = SignalHistory()
         self.num_readings = 0
 
-    def expects(self, number: int, due_before: int) -> None:
-        """Note an optimizer's step; what was asked for before its first one was not asked of it."""
+    def expects(self, number: int, kind: str, due_before: int) -> None:
+        """Note an optimizer's step; what was asked for before its first one was not asked of it.
+
+        Args:
+            number: Number of the optimizer.
+            kind: Its class.
+            due_before: How often the logging interval had asked for values before this batch.
+        """
         self._answered.setdefault(number, (due_before, -1))
+        self.optimizer_kinds[number] = kind
 
     def settle(
         self, pending: PendingStep, reader: Reader, *, overflow: bool, agreement: Agreement | None, skipped_steps: int
@@ -194,6 +208,23 @@ class Record:
             descriptions=reader.descriptions,
             optimizer_kind=pending.optimizer.kind,
         )
+
+    def close(self, state: str, reason: str, picture: str) -> str:
+        """Close the sinks.
+
+        Args:
+            state: How the run ended.
+            reason: Why it ended like this, empty where there is nothing to say.
+            picture: Where the picture is.
+
+        Returns:
+            Where it is, and whether all of it could be written.
+        """
+        self.sinks.end(state, reason)
+        self.sinks.close()
+        failed = sum(any(isinstance(sink, kind) for sink in self.sinks.failed) for kind in (PictureSink, HeatmapSink))
+        self.sinks = SinkRow((), self._teller.logger)
+        return (picture, f"{picture} (not all of it, see above)", "could not be written, see above")[failed]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered as plain values and tensors, as a weights-only checkpoint admits them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,14 +99,22 @@ class Steps:
     """
 
     def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget everything: another model is trained."""
         self.pending: dict[int, PendingStep] = {}
         self.num_overflows = 0
-        self._every_n_steps = every_n_steps
         self._counts: dict[int, int] = {}
         self._newest: dict[int, int] = {}
         self._announced: set[int] = set()
         self._surprising: set[int] = set()
         self._overflows_in_a_row: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is open: it belongs to a fit under way."""
+        return self.__dict__ | {"pending": {}}
 
     def is_new(self, number: int, step: int) -> bool:
         """Tell whether this is another step, and not one more evaluation of a closure (LBFGS) in the same one."""
@@ -129,12 +136,6 @@ class Steps:
         """Note that an optimizer is about to do another step."""
         self._newest[number] = step
         self._counts[number] = self._counts.get(number, 0) + 1
-
-    def closed(self) -> Steps:
-        """Return a copy without what is open."""
-        copied = copy.copy(self)
-        copied.pending = {}
-        return copied
 
     def restart(self) -> None:
         """Forget what is open: a fit begins, perhaps at a step that was made before."""

@@ -518,6 +518,16 @@ def test_where_the_exchanges_have_ended_nothing_is_promised(tmp_path):
         assert record["origin"].endswith("cannot be asked any more: GradWatch is switched off")
 
 
+def test_a_copy_knows_nothing_of_the_fit_under_way(tmp_path):
+    """From it nobody can be asked: the way to the other processes stays behind, and so does what is open."""
+    (first, _), _, _ = processes(tmp_path, 2)
+    first.begins(0)
+    first.open(found(4, NAN), find_layers(healthy_net()), at_once=False)
+    other = pickle.loads(pickle.dumps(first))
+    assert (first.has_question, first.is_open(0), first.begins(0)) == (True, True, False)
+    assert (other.has_question, other.is_open(0), other.begins(0)) == (False, False, True)
+
+
 def test_inquests_are_counted_for_each_optimizer_by_itself(tmp_path):
     """One that steps in this process only does not keep another one's answers from processes that wait for them."""
     (inquest,), _, _ = processes(tmp_path, 1)

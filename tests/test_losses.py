@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -18,3 +21,16 @@ def test_the_loss_of_a_step_is_the_sum_of_what_was_divided(losses, divided_by, e
     assert taken is not None
     assert (taken.item(), taken.requires_grad) == (expected, False)
     assert window.take(divided_by) is None
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda window: pickle.loads(pickle.dumps(window))])
+def test_a_copy_has_no_losses(duplicate):
+    """They belong to a fit under way; the original keeps them."""
+    window = LossWindow()
+    window.add(torch.tensor(1.0))
+    window.take()
+    window.add(torch.tensor(2.0))
+    other = duplicate(window)
+    assert (other.taken, other.take()) == ((), None)
+    assert len(window.taken) == 1
+    assert window.take() == 2.0

@@ -231,7 +231,7 @@ def test_a_copy_keeps_the_schedule_and_nothing_of_a_fit_under_way(duplicate):
     loop.batch()
     loop.begin()
     loop.backward()
-    other = duplicate(loop.prober.closed())
+    other = duplicate(loop.prober)
     assert other.schedule.state_dict() == loop.prober.schedule.state_dict()
     assert not other._probe.running
     assert loop.make_step() is not None
@@ -254,3 +254,11 @@ def test_the_probe_hears_of_no_function_while_gradients_are_read(monkeypatch):
     train(net, data, watch)
     assert listening == [False] * 3
     assert len(watch.probes) == 3
+
+
+def test_that_there_are_no_probes_is_said_once():
+    """With the reason, and with what is judged all the same; where they run there is nothing to say."""
+    assert Prober(50).why_none() == ""
+    prober = Prober(None)
+    assert prober.why_none().startswith("no signal probe (switched off: probe_every_n_steps=None); what is still")
+    assert prober.why_none() == ""

@@ -12,6 +12,8 @@ from torch import nn
 from lightning_gradwatch.agreement import EVERY_N_BATCHES, Agreement
 from lightning_gradwatch.measure.reader import Reader, describe_optimizer
 from lightning_gradwatch.record import Record
+from lightning_gradwatch.report.heatmap import HeatmapSink
+from lightning_gradwatch.report.picture import PictureSink
 from lightning_gradwatch.report.teller import Teller
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.steps import PendingStep
@@ -32,7 +34,7 @@ def settle(record: Record, optimizer: torch.optim.Optimizer, step: int, **more: 
     reading = reader.read(0, optimizer, step, loss=torch.tensor(3.0))
     about = {"wanted": True, "log_step": step, "due": 0, **{k: v for k, v in more.items() if k in ("wanted", "due")}}
     pending = PendingStep(step, reading, describe_optimizer(optimizer), scaled=False, unscales=False, **about)
-    record.expects(0, 0)
+    record.expects(0, "SGD", 0)
     record.settle(
         pending,
         reader,
@@ -45,7 +47,8 @@ def settle(record: Record, optimizer: torch.optim.Optimizer, step: int, **more: 
 def begun(sink: Any = None) -> Record:
     """Return a record that has begun."""
     record = Record(Settings(), Teller())
-    assert record.begin(["(root)"], [] if sink is None else [sink], several=False)
+    record.open([] if sink is None else [sink])
+    assert record.begin(["(root)"], several=False)
     return record
 
 
@@ -94,9 +97,9 @@ def test_the_same_model_goes_on_and_another_one_begins_anew(optimizer):
     """A model that has grown is the same; one without a known layer is another."""
     record = begun()
     settle(record, optimizer, 0)
-    assert not record.begin(["(root)", "new"], [], several=False)
+    assert not record.begin(["(root)", "new"], several=False)
     assert len(record.history) == 1
-    assert record.begin(["other"], [], several=False)
+    assert record.begin(["other"], several=False)
     assert len(record.history) == record.num_readings == 0
 
 
@@ -110,3 +113,50 @@ def test_a_state_that_cannot_be_taken_back_leaves_nothing_behind(optimizer):
     with pytest.raises(KeyError):
         fresh.load_state_dict({"history": state["history"]}, ["(root)"])
     assert len(fresh.history) == 0
+
+
+class Fails:
+    """A part of a sink that cannot be written."""
+
+    def write(self, report):
+        raise OSError("full")
+
+    def close(self):
+        """Do nothing."""
+
+
+class FailingPicture(Fails, PictureSink):
+    """A picture that cannot be written."""
+
+    def __init__(self):
+        """Draw nothing."""
+
+
+class FailingHeatmap(Fails, HeatmapSink):
+    """The same of the other one."""
+
+    def __init__(self):
+        """Write nothing."""
+
+
+@pytest.mark.parametrize(
+    ("sinks", "told"),
+    [
+        ([], "there"),
+        ([FailingPicture], "there (not all of it, see above)"),
+        ([FailingHeatmap], "there (not all of it, see above)"),
+        ([FailingPicture, FailingHeatmap], "could not be written, see above"),
+    ],
+)
+def test_at_the_end_it_is_known_how_much_of_the_picture_there_is(optimizer, sink, sinks, told):
+    """Two sinks make it; either may have failed, and whatever else has failed is none of it."""
+    ends = []
+    sink.end = lambda *ending: ends.append(ending)
+    record = Record(Settings(), Teller())
+    record.open([sink, Fails(), *(kind() for kind in sinks)])
+    record.begin(["(root)"], several=False)
+    settle(record, optimizer, 0)
+    assert record.close("error", "KeyError", "there") == told
+    assert ends == [("error", "KeyError")]
+    settle(record, optimizer, 1)
+    assert len(sink.reports) == 1

@@ -11,7 +11,7 @@ from lightning_gradwatch.detect.diagnosis import Symptom
 from lightning_gradwatch.detect.rules import default_rules
 from lightning_gradwatch.detect.thresholds import ThresholdRule
 from lightning_gradwatch.remedy.clipping import ClipByGlobalNorm
-from lightning_gradwatch.report.jsonl import JsonlSink
+from lightning_gradwatch.report.jsonl_sink import JsonlSink
 from lightning_gradwatch.settings import Settings
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from lightning_gradwatch.measure.snapshot import OptimizerDescription
@@ -133,3 +136,25 @@ def test_a_scaler_is_excused_as_long_as_it_may_find_its_scale():
         excused.append(steps.excuses(0))
         steps.overflows(0, step_of(stepped=False), finite=False)
     assert excused == [True] * 24 + [False] * 2
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda steps: pickle.loads(pickle.dumps(steps))])
+def test_a_copy_keeps_the_counts_and_no_open_step(duplicate):
+    """What is open belongs to a fit under way, which goes on in the original."""
+    steps = Steps(2)
+    steps.begin(0, 0)
+    steps.overflows(0, step_of(stepped=False), finite=False)
+    steps.pending[0] = step_of()
+    other = duplicate(steps)
+    assert (other.pending, list(steps.pending)) == ({}, [0])
+    assert other.state_dict() == steps.state_dict()
+
+
+def test_what_was_counted_of_another_model_is_forgotten():
+    """It is as it was at the beginning."""
+    steps = Steps(3)
+    steps.begin(0, 0)
+    steps.overflows(0, step_of(stepped=False), finite=False)
+    steps.pending[0] = step_of()
+    steps.forget()
+    assert vars(steps) == vars(Steps(3))

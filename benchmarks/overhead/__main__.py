@@ -12,12 +12,14 @@ import torch
 
 from benchmarks.overhead.bare import steps_of
 from benchmarks.overhead.growth import by_layers, by_parameters
+from benchmarks.overhead.memory import by_length
 from benchmarks.overhead.page import page
+from benchmarks.overhead.processes import by_processes
 from benchmarks.overhead.trainer import fits_of
 from benchmarks.overhead.variants import VARIANTS
 from benchmarks.overhead.works import WORKS
 
-_PARTS = ("bare", "trainer", "growth")
+_PARTS = ("bare", "trainer", "growth", "processes", "memory")
 
 
 def main() -> None:
@@ -40,7 +42,9 @@ def main() -> None:
     grows = "growth" in asked.only
     layers = list(by_layers(asked.rounds)) if grows else []
     parameters = list(by_parameters(asked.rounds)) if grows else []
-    text = page("make bench", _machine(), 1, bare, fits, layers, parameters)
+    processes = by_processes() if "processes" in asked.only else []
+    held = by_length() if "memory" in asked.only else []
+    text = page("make bench", _machine(), 1, bare, fits, layers, parameters, processes, held)
     print(text)
     if asked.table is not None:
         asked.table.write_text(text)

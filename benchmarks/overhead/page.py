@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.overhead.abba import Seconds
 from benchmarks.overhead.growth import Size
+from benchmarks.overhead.memory import Held
+from benchmarks.overhead.processes import LAYERS, STEPS, Sent
 from benchmarks.overhead.variants import VARIANTS
 from benchmarks.overhead.works import WORKS
 
@@ -47,6 +49,24 @@ _PARAMETERS = """
 | parameters (20 layers) | floor | GradWatch | times the floor |
 |---|---|---|---|
 """
+_PROCESSES = f"""
+## What processes send each other
+
+Counted, not timed: what one process sends in {STEPS} steps of {LAYERS} layers ({2 * LAYERS} parameter tensors) because
+of GradWatch. Sharded gradients are measured by all processes together, in one message a reading; the losses of 20 steps,
+and whether anything failed, are exchanged in one. Norms are float32 on a CPU, and float64 on CUDA: twice the bytes.
+
+| strategy | processes | collectives in {STEPS} steps | bytes |
+|---|---|---|---|
+"""
+_HELD = """
+## What is remembered
+
+Runs that no benchmark could train, fed to the history (bound: 64 MiB) and to one series of the picture (bound: 32 MiB).
+
+| layers | readings | rows of the history | its bytes, at most | columns of a series | its bytes, at most |
+|---|---|---|---|---|---|
+"""
 
 
 def page(
@@ -57,6 +77,8 @@ def page(
     fits: Mapping[str, Times],
     layers: Sequence[Size],
     parameters: Sequence[Size],
+    processes: Sequence[Sent],
+    held: Sequence[Held],
 ) -> str:
     """Write the page.
 
@@ -68,6 +90,8 @@ def page(
         fits: Times of a step of the Trainer, by model.
         layers: Growth by layers.
         parameters: Growth by parameters.
+        processes: What processes send each other.
+        held: What is remembered.
     """
     parts = [_INTRODUCTION.format(command=command, machine=machine, threads=threads)]
     if bare:
@@ -79,6 +103,10 @@ def page(
         parts += [_LAYERS, *map(_layer_row, layers)]
     if parameters:
         parts += [_PARAMETERS, *map(_parameter_row, parameters)]
+    if processes:
+        parts += [_PROCESSES, *map(_process_row, processes)]
+    if held:
+        parts += [_HELD, *map(_held_row, held)]
     return "".join(parts)
 
 
@@ -107,6 +135,16 @@ def _layer_row(size: Size) -> str:
 def _parameter_row(size: Size) -> str:
     floor, ours = size.seconds["floor"].process, size.seconds["GradWatch"].process
     return _row([f"{size.parameters:.0e}", _ms(floor), _ms(ours), f"{ours / floor:.2f}"])
+
+
+def _process_row(sent: Sent) -> str:
+    messages = ", ".join(f"{count} {name}" for name, count in sorted(sent.messages.items())) or "nothing"
+    return _row([sent.strategy, str(sent.processes), messages, f"{sent.bytes:,}"])
+
+
+def _held_row(held: Held) -> str:
+    sizes = [f"{held.layers:,}", f"{held.readings:,}", f"{held.rows:,}", f"{held.history / 2**20:.1f} MiB"]
+    return _row([*sizes, f"{held.columns:,}", f"{held.picture / 2**20:.1f} MiB"])
 
 
 def _ms(seconds: float) -> str:

@@ -28,6 +28,7 @@ class Variant:
         trainer: Arguments of the Trainer.
         logs_norms: Whether the module logs ``grad_norm`` as Lightning's documentation shows.
         rare: What a step costs more is paid once in so many steps, since it is done in every one here.
+        dear: Whether a step takes seconds where there are thousands of layers: then few are timed.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Variant:
     trainer: dict[str, Any] = field(default_factory=dict)
     logs_norms: bool = False
     rare: int = 1
+    dear: bool = False
 
 
 class _TotalNorm(pl.Callback):
@@ -78,7 +80,7 @@ def _peers() -> list[Variant]:
             found.append(Variant("zclip", lambda _: [zclip.ZClipLightningCallback()]))
     with suppress(ImportError):
         snitch = importlib.import_module("gradsnitch.integrations")
-        found.append(Variant("gradsnitch", lambda _: [snitch.lightning()]))
+        found.append(Variant("gradsnitch", lambda _: [snitch.lightning()], dear=True))
     return found
 
 
@@ -111,8 +113,8 @@ VARIANTS = (
         {"logger": True, "log_every_n_steps": 1},
         rare=_LOG_EVERY,
     ),
-    Variant("Lightning's grad_norm + log_dict", trainer={"logger": True}, logs_norms=True),
-    Variant("wandb.watch(log_freq=1), offline", lambda _: [_WandbWatch()]),
+    Variant("Lightning's grad_norm + log_dict", trainer={"logger": True}, logs_norms=True, dear=True),
+    Variant("wandb.watch(log_freq=1), offline", lambda _: [_WandbWatch()], dear=True),
     *_peers(),
     Variant("nothing again"),
 )

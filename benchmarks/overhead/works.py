@@ -22,6 +22,7 @@ class Work:
         loss: Takes the model's output and the targets.
         steps: Steps of a fit that is timed; a step of the large ones takes most of a second on one core.
         most: How often the floor the cost of monitoring may be.
+        many_layers: Whether it has thousands of layers, so that what others do for each layer takes seconds.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Work:
     loss: Callable[[Tensor, Tensor], Tensor]
     steps: int
     most: float
+    many_layers: bool = False
 
 
 class Residual(nn.Module):
@@ -113,7 +115,7 @@ def _numbers(width: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 WORKS = (
     Work("100 linear layers of width 256", deep_stack, _numbers(256), F.mse_loss, 40, 1.5),
-    Work("2,000 linear layers of width 4", many_tiny_layers, _numbers(4), F.mse_loss, 40, 1.5),
+    Work("2,000 linear layers of width 4", many_tiny_layers, _numbers(4), F.mse_loss, 20, 1.5, many_layers=True),
     Work(
         "residual CNN, 11 M",
         convolutional,

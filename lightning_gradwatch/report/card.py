@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.report.headline import headline_of, word_of
 from lightning_gradwatch.report.step_report import StepReport
-from lightning_gradwatch.report.verdict import verdict_of, word_of
 
 
 class CardSink:
@@ -53,7 +53,7 @@ def card(diagnoses: Sequence[Diagnosis], num_readings: int) -> str:
         # Words: TensorBoard breaks a lone number in a narrow column between its digits.
         when = f"since step {d.step}" if d.recovered_at is None else f"steps {d.step} to {d.recovered_at}"
         rows.append(f"| {when} | {_cell(f'{_what(d)}: {d.message}')} | {_cell(_layers(d))} | {d.rule} |")
-    parts = [f"**{', '.join(verdict_of(diagnoses))}**", "\n".join(rows), *(_section(d) for d in diagnoses)]
+    parts = [f"**{', '.join(headline_of(diagnoses))}**", "\n".join(rows), *(_section(d) for d in diagnoses)]
     return "\n\n".join(parts)
 
 

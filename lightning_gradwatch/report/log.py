@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.measure.snapshot import LayerDescription
 from lightning_gradwatch.report.step_report import StepReport
+from lightning_gradwatch.report.visible import VisibleLetters, visible
 from lightning_gradwatch.report.ways_out import ways_out
 
 LOGGER_NAME = "lightning_gradwatch"
@@ -58,12 +59,15 @@ def _handled_above(logger: logging.Logger, level: int) -> bool:
 def training_logger() -> logging.Logger:
     """Return the logger of GradWatch, ready to be heard.
 
-    It gets its handler once. Its level becomes INFO where nobody has set one, as Lightning does with its own logger;
-    a root logger that was set above WARNING is a wish for silence and is obeyed.
+    It gets its handler once, and a filter that keeps the name of a layer from steering a terminal. Its level becomes
+    INFO where nobody has set one, as Lightning does with its own logger; a root logger that was set above WARNING is a
+    wish for silence and is obeyed.
     """
     logger = logging.getLogger(LOGGER_NAME)
     if not any(isinstance(handler, TrainingLogHandler) for handler in logger.handlers):
         logger.addHandler(TrainingLogHandler())
+    if not any(isinstance(filtering, VisibleLetters) for filtering in logger.filters):
+        logger.addFilter(VisibleLetters())
     # logging.config.dictConfig switches off, by default, every logger that it does not name.
     logger.disabled = False
     if logger.level == logging.NOTSET and logging.getLogger().level <= logging.WARNING:
@@ -122,13 +126,13 @@ def onset_text(diagnosis: Diagnosis, num_present: int, optimizer_label: str = ""
     where = f" [{optimizer_label}]" if optimizer_label else ""
     again = f"; onset number {diagnosis.count}" if diagnosis.count > 1 else ""
     head = (
-        f"GradWatch  step {diagnosis.step}{where}  {word}: {diagnosis.message} "
+        f"GradWatch  step {diagnosis.step}{where}  {word}: {visible(diagnosis.message)} "
         f"({len(diagnosis.layers)} of {num_present} {plural('layer', num_present)}: {named(diagnosis.layers)}{again})"
     )
     remedy = diagnosis.remedies[0] if diagnosis.remedies else None
     rows = [
-        ("measured", diagnosis.measured),
-        ("why", diagnosis.cause),
+        ("measured", visible(diagnosis.measured)),
+        ("why", visible(diagnosis.cause)),
         *ways_out(diagnosis.remedies, str(diagnosis.evidence.get("rehearsal", ""))),
         ("more", f"lines to paste and all numbers: {more}" if more and remedy and remedy.code else more),
         ("rule", diagnosis.rule),
@@ -175,7 +179,7 @@ def named(layers: Sequence[str]) -> str:
         'net.0, net.2, net.4 and 2 more'
     """
     rest = len(layers) - _NAMED_LAYERS
-    shown = ", ".join(name.replace("\n", "\n") for name in layers[:_NAMED_LAYERS])
+    shown = ", ".join(map(visible, layers[:_NAMED_LAYERS]))
     return shown + (f" and {rest} more" if rest > 0 else "")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lightning_gradwatch.report.card import CardSink
 from lightning_gradwatch.report.heatmap import HeatmapSink
-from lightning_gradwatch.report.jsonl import JsonlSink
+from lightning_gradwatch.report.jsonl_sink import JsonlSink
 from lightning_gradwatch.report.log import LogSink
 from lightning_gradwatch.report.page_sink import PageSink
 from lightning_gradwatch.report.picture import PictureSink, Show, to_file

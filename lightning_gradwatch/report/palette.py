@@ -253,9 +253,13 @@ def paint(codes: Codes) -> Codes:
         >>> paint(np.full((1, 1), INF, dtype=np.uint8)).tolist()
         [[[255, 214, 0]]]
     """
-    pixels = _TABLE[codes]
-    down, right = np.ogrid[: codes.shape[0], : codes.shape[1]]
+    pixels = _TABLE.take(codes, axis=0)
+    # Patterns only where they are: most pictures have none, and a remainder takes longer than the colors.
+    down, right = np.nonzero(codes == NAN)
     # Two pixels of six: even a cell of three pixels cannot come out all yellow, as if it were infinite.
-    pixels[(codes == NAN) & ((down + right) % 6 < 2)] = NAN_HATCH
-    pixels[(codes == ABSENT) & ((down - right) % 8 == 0)] = ABSENT_HATCH
+    hatched = (down + right) % 6 < 2
+    pixels[down[hatched], right[hatched]] = NAN_HATCH
+    down, right = np.nonzero(codes == ABSENT)
+    hatched = (down - right) % 8 == 0
+    pixels[down[hatched], right[hatched]] = ABSENT_HATCH
     return pixels

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis
+from lightning_gradwatch.report.headline import headline_of, word_of
 from lightning_gradwatch.report.image import Heatmap, Mark, draw_heatmap
 from lightning_gradwatch.report.log import plural
 from lightning_gradwatch.report.step_report import StepReport
-from lightning_gradwatch.report.verdict import verdict_of, word_of
 
 # TensorBoard keeps ten pictures of a tag; a run draws at most twice as many, the last one always.
 MAX_PICTURES = 20
@@ -102,7 +102,7 @@ def heatmap_of(report: StepReport, vanishing: float | None = None, exploding: fl
         exploding_threshold=exploding,
         marks=tuple(map(_mark, own)),
         title=f"gradient norm per layer{label}",
-        verdict=verdict_of(own),
+        verdict=headline_of(own),
         alarm=any(d.severity == "warning" and d.recovered_at is None for d in own),
     )
 

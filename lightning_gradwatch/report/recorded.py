@@ -11,7 +11,7 @@ import numpy as np
 from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.measure.history import GradientHistory
 from lightning_gradwatch.measure.snapshot import BoolArray, FloatArray, IntArray, SignalSnapshot
-from lightning_gradwatch.report.heatmap import told as told_of
+from lightning_gradwatch.report.heatmap import told
 from lightning_gradwatch.report.tables import MAX_TIME_LAYERS, resampled, time_steps
 from lightning_gradwatch.viewer.metadata import MAX_RECORDS, QUANTITIES, SeriesMetadata
 from lightning_gradwatch.viewer.run import Run, Series
@@ -25,7 +25,7 @@ _SIGNALS = {"signal": "signal", "delta": "delta", "updates": "update_ratio"}
 
 
 @dataclass(frozen=True)
-class Told:
+class Caption:
     """What a series says of itself beside its numbers.
 
     Attributes:
@@ -65,7 +65,7 @@ def recorded_run(
     history: GradientHistory,
     probes: Sequence[SignalSnapshot],
     diagnoses: Sequence[Diagnosis],
-    told: Told | None = None,
+    caption: Caption | None = None,
 ) -> Run:
     """Put together what is remembered of a run.
 
@@ -77,7 +77,7 @@ def recorded_run(
         history: The readings.
         probes: What the signal probe saw.
         diagnoses: All faults, oldest first.
-        told: What else is known.
+        caption: What else is known.
 
     Returns:
         The run; without a series where nothing was measured.
@@ -86,16 +86,16 @@ def recorded_run(
         >>> recorded_run("mine", GradientHistory(("0", "2")), [], []).series
         ()
     """
-    told = told or Told()
+    caption = caption or Caption()
     series: list[Series] = []
     for number in dict.fromkeys(history.optimizers.tolist()):
-        series += _gradients(number, history, told)
+        series += _gradients(number, history, caption)
         own = [snapshot for snapshot in probes if snapshot.optimizer == number]
-        series += [*_signals(number, own, history, told), *_time(number, own, told)] if own else []
+        series += [*_signals(number, own, history, caption), *_time(number, own, caption)] if own else []
     places = list(QUANTITIES)
     series.sort(key=lambda one: places.index(one.about.quantity))
     # A watch that died must not look like health.
-    end = [{"event": "end", "reason": "switched off", "disabled": told.disabled}] if told.disabled else []
+    end = [{"event": "end", "reason": "switched off", "disabled": caption.disabled}] if caption.disabled else []
     return Run(name, tuple(series), (*_events(diagnoses), *end))
 
 
@@ -118,7 +118,7 @@ def examined_run(report: Report, name: str = "examine") -> Run:
     order, step = range(len(report.layers)), np.zeros(1, dtype=np.int64)
     measured = {"signal": report.signal, "delta": report.delta}
     series = [
-        _series(Told().about(quantity, 0, report.layers, order), step, values[None], ~np.isnan(values[None]))
+        _series(Caption().about(quantity, 0, report.layers, order), step, values[None], ~np.isnan(values[None]))
         for quantity, values in measured.items()
         if not np.isnan(values).all()
     ]
@@ -127,19 +127,21 @@ def examined_run(report: Report, name: str = "examine") -> Run:
     return Run(name, tuple(series), tuple(_events(here)))
 
 
-def _gradients(number: int, history: GradientHistory, told: Told) -> Iterator[Series]:
+def _gradients(number: int, history: GradientHistory, caption: Caption) -> Iterator[Series]:
     rows = np.flatnonzero(history.optimizers == number)
     steps, norms, present = history.steps[rows], history.norms[rows], history.present[rows]
-    yield _series(told.about("norms", number, history.layers, history.order), steps, norms, present)
+    yield _series(caption.about("norms", number, history.layers, history.order), steps, norms, present)
     weights = history.weight_norms[rows]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratios = norms / weights
         # As `tables.ratios` has it for one reading: by weights of zero nothing can be divided.
         known = present & (((weights > 0) & np.isfinite(weights)) | ~np.isfinite(norms))
-    yield _series(told.about("ratios", number, history.layers, history.order), steps, ratios, known)
+    yield _series(caption.about("ratios", number, history.layers, history.order), steps, ratios, known)
 
 
-def _signals(number: int, probes: Sequence[SignalSnapshot], history: GradientHistory, told: Told) -> Iterator[Series]:
+def _signals(
+    number: int, probes: Sequence[SignalSnapshot], history: GradientHistory, caption: Caption
+) -> Iterator[Series]:
     """Make the series of what probes saw; what is NaN and still there is decided as in ``tables.rows_of``."""
     steps = np.array([probe.step for probe in probes], dtype=np.int64)
     called = np.zeros((len(probes), len(history.layers)), dtype=np.bool_)
@@ -157,10 +159,10 @@ def _signals(number: int, probes: Sequence[SignalSnapshot], history: GradientHis
     for quantity, attribute in _SIGNALS.items():
         values = np.stack([getattr(probe, attribute) for probe in probes])
         present = there[quantity] if quantity == "signal" else ~np.isnan(values) | there[quantity]
-        yield _series(told.about(quantity, number, history.layers, history.order), steps, values, present)
+        yield _series(caption.about(quantity, number, history.layers, history.order), steps, values, present)
 
 
-def _time(number: int, probes: Sequence[SignalSnapshot], told: Told) -> Iterator[Series]:
+def _time(number: int, probes: Sequence[SignalSnapshot], caption: Caption) -> Iterator[Series]:
     """Make a series of each layer that is used step after step; sequences of another length are fitted."""
     columns = dict.fromkeys(profile.column for probe in probes for profile in probe.time if len(profile.delta))
     for column in list(columns)[:MAX_TIME_LAYERS]:
@@ -172,7 +174,7 @@ def _time(number: int, probes: Sequence[SignalSnapshot], told: Told) -> Iterator
         }
         names = time_steps(len(next(iter(seen.values()))))
         about = replace(
-            told.about("time", number, names, range(len(names))), kinds=(), module=probes[-1].layers[column]
+            caption.about("time", number, names, range(len(names))), kinds=(), module=probes[-1].layers[column]
         )
         values = np.stack([resampled(delta, len(names)) for delta in seen.values()])
         yield _series(about, np.array(list(seen), dtype=np.int64), values, np.ones(values.shape, dtype=np.bool_))
@@ -182,10 +184,11 @@ def _series(about: SeriesMetadata, steps: IntArray, values: FloatArray, present:
     """Make a window of each reading, and merge neighbors where there are too many."""
     order = np.array(about.order, dtype=np.int64)
     windows = each_reading(steps, values, present).columns(order)
+    last = int(windows.steps[-1]) if len(windows) else None
     while len(windows) > MAX_RECORDS:
-        windows = merge_pairs(windows)
+        windows, about = merge_pairs(windows), replace(about, resolution=about.resolution + 1)
     kinds = tuple(about.kinds[row] for row in about.order) if about.kinds else ()
-    return Series(about, tuple(about.layers[row] for row in about.order), kinds, windows)
+    return Series(about, tuple(about.layers[row] for row in about.order), kinds, windows, last)
 
 
 def each_reading(steps: IntArray, values: FloatArray, present: BoolArray) -> Windows:
@@ -217,9 +220,9 @@ def each_reading(steps: IntArray, values: FloatArray, present: BoolArray) -> Win
 
 def _events(diagnoses: Sequence[Diagnosis]) -> Iterator[dict[str, Any]]:
     """Tell onsets and recoveries in the order in which they came."""
-    events = [(d.step, {"event": "onset", "step": d.step, "diagnosis": told_of(d)}) for d in diagnoses]
+    events = [(d.step, {"event": "onset", "step": d.step, "diagnosis": told(d)}) for d in diagnoses]
     events += [
-        (d.recovered_at, {"event": "recovery", "step": d.recovered_at, "diagnosis": told_of(d)})
+        (d.recovered_at, {"event": "recovery", "step": d.recovered_at, "diagnosis": told(d)})
         for d in diagnoses
         if d.recovered_at is not None
     ]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tensorboard.compat.proto import event_pb2
 
 from lightning_gradwatch.viewer.metadata import PLUGIN_NAME, QUANTITIES, EventsMetadata, SeriesMetadata
+from lightning_gradwatch.viewer.natural import natural
 from lightning_gradwatch.viewer.payloads import floats_of, read_event
 from lightning_gradwatch.viewer.records import RecordFile
 from lightning_gradwatch.viewer.run import Run
@@ -88,7 +89,8 @@ class LogDirectory:
                 done += read
                 if progress is not None:
                     progress(min(done, total), total)
-        return [run.run for _, run in sorted(self._runs.items()) if run.run.series or run.run.events]
+        runs = [self._runs[name].run for name in sorted(self._runs, key=natural)]
+        return [run for run in runs if run.series or run.events]
 
     def _event_files(self) -> Iterator[tuple[str, Path]]:
         """Yield each event file with the name of its run, the older ones of a run first."""

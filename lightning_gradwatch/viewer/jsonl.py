@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_gradwatch.viewer.natural import natural
 from lightning_gradwatch.viewer.run import Run
 
 # Where a run keeps it, below its log directory.
@@ -37,7 +38,8 @@ def with_files(runs: Sequence[Run], logdir: Path) -> list[Run]:
         events = () if run.events else read_events(path)
         if events:
             known[name] = replace(run, events=events)
-    return [replace(known[name], name=name) if known[name].name != name else known[name] for name in sorted(known)]
+    ordered = {name: known[name] for name in sorted(known, key=natural)}
+    return [run if run.name == name else replace(run, name=name) for name, run in ordered.items()]
 
 
 def _name_without_place(name: str, runs: Sequence[Run]) -> str:

@@ -1,8 +1,9 @@
 """What writer and viewer agree on: tags, what stands in a tag's metadata, and in its records.
 
 Two kinds of tags. A *series* has one record a window of readings: a ``float16`` tensor ``[4, num_layers]`` with the
-median, the least and the largest log10 of each layer, and what else was seen, or ``[1, num_layers]`` where all records
-of the tag are single readings (``lightning_gradwatch.viewer.windows``, ``pack`` and ``pack_reading``).
+median, the least and the largest log10 of each layer, and what else was seen. At resolution 0 records are single
+readings, ``[1, num_layers]``, or several of them, ``[n, 1, 2 + num_layers]`` (``lightning_gradwatch.viewer.windows``:
+``pack``, ``pack_reading``, ``bundle``).
 Its metadata holds all else, once: the layers' names, their forward order, the quantity, the optimizer. *Events* are
 JSON texts: how a run began and ended, onsets, layers that joined a fault, recoveries.
 

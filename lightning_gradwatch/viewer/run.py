@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ class Series:
         layers: Names in forward order, input first, ``[num_layers]``.
         kinds: Class of each layer's module, in forward order; empty where nobody has told.
         windows: What was measured, its layers in forward order.
+        known_step: A step that lies in the last window, where its first one is not the newest that is known.
 
     Example:
         >>> about = SeriesMetadata("norms", 0, "a1", 0.0, 0, ("fc1", "fc2"), (0, 1))
@@ -30,11 +31,18 @@ class Series:
     layers: tuple[str, ...]
     kinds: tuple[str, ...]
     windows: Windows
+    known_step: int | None = None
 
     @property
     def name(self) -> str:
         """Name it within its run: quantity, optimizer, and for ``time`` the layer."""
         return self.about.name
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step of which it is known that it has a reading; None where there is none."""
+        steps = self.windows.steps
+        return None if not len(steps) else int(steps[-1]) if self.known_step is None else self.known_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +58,11 @@ class Run:
     name: str
     series: tuple[Series, ...] = ()
     events: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step of which it is known that it was trained; None where nothing was measured."""
+        return newest_step([one.last_step for one in self.series], self.events)
 
     @property
     def diagnoses(self) -> list[dict[str, Any]]:
@@ -69,6 +82,27 @@ class Run:
             elif event.get("event") in {"recovery", "update"}:
                 told = [_followed(known, diagnosis) for known in told]
         return told
+
+
+def newest_step(steps: Iterable[int | None], events: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return the newest step of which it is known that it was trained.
+
+    A record tells the first step of its window alone; how far the last window goes is told by what else is known.
+
+    Args:
+        steps: Of the last window of each series the first step, or a later one; None for a series without any.
+        events: Of the run.
+
+    Returns:
+        None where nothing was measured.
+
+    Example:
+        >>> newest_step([96, 50], [{"event": "end", "step": 99}]), newest_step([], [{"event": "off", "step": 7}])
+        (99, None)
+    """
+    measured = [step for step in steps if step is not None]
+    told = [event.get("step") for event in events if event.get("num_readings") != 0]
+    return max([*measured, *(step for step in told if type(step) is int)]) if measured else None
 
 
 def is_open_warning(diagnosis: Mapping[str, Any]) -> bool:

@@ -28,7 +28,9 @@ class Shelf(Generic[T]):
     def __init__(self, most_bytes: int, size_of: Callable[[T], int]) -> None:
         self._most_bytes = most_bytes
         self._size_of = size_of
-        self._things: OrderedDict[Hashable, tuple[Hashable, T]] = OrderedDict()
+        # Version, thing and bytes of each.
+        self._things: OrderedDict[Hashable, tuple[Hashable, T, int]] = OrderedDict()
+        self._bytes = 0
         self._lock = Lock()
 
     def get(self, key: Hashable, version: Hashable, make: Callable[[], T]) -> T:
@@ -39,11 +41,12 @@ class Shelf(Generic[T]):
                 self._things.move_to_end(key)
                 return known[1]
         thing = make()
+        size = self._size_of(thing)
         with self._lock:
-            self._things[key] = version, thing
-            self._things.move_to_end(key)
-            total = sum(self._size_of(kept) for _, kept in self._things.values())
-            while total > self._most_bytes and len(self._things) > 1:
-                _, (_, oldest) = self._things.popitem(last=False)
-                total -= self._size_of(oldest)
+            before = self._things.pop(key, None)
+            self._bytes += size - (before[2] if before else 0)
+            self._things[key] = version, thing, size
+            while self._bytes > self._most_bytes and len(self._things) > 1:
+                _, (_, _, freed) = self._things.popitem(last=False)
+                self._bytes -= freed
         return thing

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_gradwatch.viewer.metadata import QUANTITIES, SeriesMetadata
+from lightning_gradwatch.viewer.natural import natural
 from lightning_gradwatch.viewer.run import Series
-from lightning_gradwatch.viewer.windows import Integers, Windows, joined, unpack
+from lightning_gradwatch.viewer.windows import Integers, Windows, joined, unbundle, unpack
 
 # Rows of a record: one reading, or median, low, high and state of several.
 _HEIGHTS = (1, 4)
+# Step, time and table of a record.
+_Row: TypeAlias = tuple[int, float, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +36,12 @@ class Tag:
     written: Windows
 
     @classmethod
-    def of(cls, about: SeriesMetadata, rows: Iterable[tuple[int, float, npt.NDArray[Any]]]) -> Tag:
+    def of(cls, about: SeriesMetadata, rows: Iterable[_Row]) -> Tag:
         """Collect records; those of another shape or type than the metadata tells are dropped.
 
         Args:
             about: What stands in the tag's metadata.
-            rows: Step, time and record of each window, in the order of the file.
+            rows: Step, time and record of each window, or of several readings, in the order of the file.
 
         Example:
             >>> about = SeriesMetadata("norms", 0, "a1", 0.0, 0, ("fc1",), (0,))
@@ -47,7 +50,7 @@ class Tag:
             [0]
         """
         shapes = [(height, len(about.layers)) for height in _HEIGHTS]
-        fitting = [row for row in rows if row[2].shape in shapes and row[2].dtype.kind == "f"]
+        fitting = [row for row in _single(rows, len(about.layers)) if row[2].shape in shapes]
         # Those of one height are unpacked at once; then all take their places again.
         groups = [[place for place, row in enumerate(fitting) if row[2].shape == shape] for shape in shapes]
         windows = [_unpacked([fitting[place] for place in group], len(about.layers)) for group in groups]
@@ -79,7 +82,17 @@ class Tag:
         return kept
 
 
-def _unpacked(rows: Sequence[tuple[int, float, npt.NDArray[Any]]], num_layers: int) -> Windows:
+def _single(rows: Iterable[_Row], num_layers: int) -> Iterator[_Row]:
+    """Take bundles apart, and leave out what holds no floats."""
+    for step, time, table in rows:
+        if table.ndim == 3 and table.shape[1:] == (1, 2 + num_layers) and table.dtype == np.float16:
+            steps, readings = unbundle(step, table)
+            yield from ((each, time, reading) for each, reading in zip(steps.tolist(), readings, strict=True))
+        elif table.dtype.kind == "f":
+            yield step, time, table
+
+
+def _unpacked(rows: Sequence[_Row], num_layers: int) -> Windows:
     if not rows:
         return Windows.empty(num_layers)
     steps = np.array([step for step, _, _ in rows], dtype=np.int64)
@@ -99,19 +112,45 @@ def stitch(tags: Iterable[Tag]) -> tuple[Series, ...]:
         tags: Of one run, in any order.
 
     Returns:
-        The series, in the order of ``QUANTITIES``, then by optimizer and module.
+        The series, in the order of ``in_order``.
     """
     found: dict[str, list[Tag]] = defaultdict(list)
     for tag in tags:
         if len(tag.times):
             found[tag.about.name].append(tag)
-    ordered = sorted(found.values(), key=lambda group: place(group[0].about))
-    return tuple(_stitched(group) for group in ordered)
+    made = {name: _stitched(group) for name, group in found.items()}
+    return tuple(made[about.name] for about in in_order(series.about for series in made.values()))
 
 
-def place(about: SeriesMetadata) -> tuple[int, int, str]:
-    """Return what series are sorted by where they are shown: quantity, optimizer, module."""
-    return list(QUANTITIES).index(about.quantity), about.optimizer, about.module
+def in_order(abouts: Iterable[SeriesMetadata]) -> list[SeriesMetadata]:
+    """Return series in the order in which they are shown: as in ``QUANTITIES``, then by optimizer and module.
+
+    Modules come in forward order, the input first; those that no series has as a layer come last, by name.
+
+    Args:
+        abouts: The newest metadata of each series of a run.
+
+    Example:
+        >>> norms = SeriesMetadata("norms", 0, "a1", 0.0, 0, ("decoder", "encoder"), (1, 0))
+        >>> time = [SeriesMetadata("time", 0, "a1", 0.0, 0, (), (), module=name) for name in norms.layers]
+        >>> [about.module for about in in_order([*time, norms])]
+        ['', 'encoder', 'decoder']
+    """
+    known = list(abouts)
+    rows: dict[str, int] = {}
+    for about in known:
+        if not about.module:
+            rows = {about.layers[row]: place for place, row in enumerate(about.order)} | rows
+    quantities = {name: place for place, name in enumerate(QUANTITIES)}
+    return sorted(
+        known,
+        key=lambda about: (
+            quantities[about.quantity],
+            about.optimizer,
+            rows.get(about.module, len(rows)),
+            natural(about.module),
+        ),
+    )
 
 
 def _stitched(tags: Sequence[Tag]) -> Series:

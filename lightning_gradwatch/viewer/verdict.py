@@ -28,7 +28,7 @@ def why_not_measured(run: Run) -> str:
         >>> why_not_measured(Run("version_0"))
         'version_0: nothing was measured'
     """
-    if disabled := _disabled(run):
+    if (disabled := _disabled(run)) and _has_begun(run):
         return f"{run.name}: GradWatch switched itself off during the run: {disabled}"
     nothing = _nothing(run)
     return f"{run.name}: {nothing}" if nothing else ""
@@ -39,8 +39,16 @@ def _disabled(run: Run) -> str:
     return next((str(event["disabled"]) for event in reversed(run.events) if event.get("disabled")), "")
 
 
+def _has_begun(run: Run) -> bool:
+    """Tell whether there ever was a reading: the first one begins the run."""
+    events = any(event.get("event") in {"start", "onset"} for event in run.events)
+    return events or any(len(series.windows) for series in run.series)
+
+
 def _nothing(run: Run) -> str:
     """Say that there is nothing to judge a run by: no reading, or readings of steps that never had a gradient."""
+    if (disabled := _disabled(run)) and not _has_begun(run):
+        return f"GradWatch was switched off before its first reading: {disabled}"
     if run.diagnoses:
         return ""
     if not any(len(series.windows) for series in run.series):
@@ -101,7 +109,7 @@ def _extent(run: Run) -> str:
     if not measured:
         return ""
     first = min(int(series.windows.steps[0]) for series in measured)
-    last = max(int(series.windows.steps[-1]) for series in measured)
+    last = run.last_step
     number = max((len(series.layers) for series in layers), default=0)
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
     return ", ".join(filter(None, [counted(number, "layer") if number else "", steps, _ending(run)]))

@@ -6,6 +6,7 @@ median is what is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ Flags = npt.NDArray[np.uint8]
 PRESENT, ZERO, NAN, INF = 1, 2, 4, 8
 # Stands for no value in a record of one reading: the largest float16, which the log10 of no float64 comes near.
 _ABSENT = 65504.0
+# Steps that fit into one bundle are no further apart, either way.
+MAX_REACH = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +187,43 @@ def pack_reading(values: Floats, present: npt.NDArray[np.bool_]) -> npt.NDArray[
         row = np.log10(values)
     row[~present] = _ABSENT
     return row.astype(np.float16)[None]
+
+
+def bundle(steps: Sequence[int], rows: Sequence[npt.NDArray[np.float16]]) -> npt.NDArray[np.float16]:
+    """Put single readings into one record, which stands at the step of the last of them.
+
+    What surrounds a record in the file (the tag, the message, two checksums) takes more bytes and time than the numbers
+    of a small model. In front of each row stand the 32 bits of ``step - steps[-1]``, in the place of two numbers.
+
+    Args:
+        steps: Step of each, ``[n]``, no two more than ``MAX_REACH`` apart.
+        rows: What ``pack_reading`` returned, each ``[1, num_layers]``.
+
+    Returns:
+        ``[n, 1, 2 + num_layers]``.
+
+    Example:
+        >>> rows = [pack_reading(np.array([norm]), np.ones(1, dtype=bool)) for norm in (1.0, 10.0)]
+        >>> steps, records = unbundle(7, bundle([5, 7], rows))
+        >>> steps.tolist(), records.tolist()
+        ([5, 7], [[[0.0]], [[1.0]]])
+    """
+    before = np.array(steps, dtype=np.int64) - steps[-1]
+    return np.concatenate([before.astype("<i4").view("<f2").reshape(-1, 1, 2), np.stack(rows)], axis=2)
+
+
+def unbundle(step: int, record: npt.NDArray[np.float16]) -> tuple[Integers, npt.NDArray[np.float16]]:
+    """Undo ``bundle``.
+
+    Args:
+        step: Where the record stands.
+        record: ``[n, 1, 2 + num_layers]``.
+
+    Returns:
+        The steps ``[n]`` and the records ``[n, 1, num_layers]``.
+    """
+    before = np.ascontiguousarray(record[:, 0, :2], dtype="<f2").view("<i4")[:, 0]
+    return step + before.astype(np.int64), record[:, :, 2:]
 
 
 def unpack(steps: Integers, records: npt.NDArray[np.float16]) -> Windows:

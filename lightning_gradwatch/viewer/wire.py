@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gradwatch.viewer.metadata import FORMAT_VERSION, QUANTITIES, SeriesMetadata
-from lightning_gradwatch.viewer.run import Run, Series, quantity_of_rule
+from lightning_gradwatch.viewer.run import Run, Series, newest_step, quantity_of_rule
 from lightning_gradwatch.viewer.windows import merge_pairs
 
 # 1/256 of a decade is 0.9% of the value, no more than the event file has lost already.
@@ -46,7 +46,10 @@ def encode(series: Series, most: int | None = None) -> bytes:
     windows = series.windows
     while most is not None and len(windows) > max(most, 1):
         windows = merge_pairs(windows)
-    about = _head(series, len(windows)) | {"single": series.about.resolution == 0 and windows is series.windows}
+    about = _head(series, len(windows)) | {
+        "single": series.about.resolution == 0 and windows is series.windows,
+        "last_step": series.last_step,
+    }
     head = json.dumps(about).encode()
     head += b" " * (-(len(head) + 4) % 8)
     tables = [_table(table) for table in (windows.median, windows.low, windows.high)]
@@ -94,15 +97,16 @@ def describe(run: Run, series: Sequence[dict[str, Any]] | None = None) -> dict[s
 
     Returns:
         ``name``, ``series`` (each as ``brief`` describes it), ``diagnoses`` (each with the ``view`` that shows it),
-        ``opens_on``, the view of the worst of them, ``disabled``, why GradWatch switched itself off, None where it did
-        not, and ``ended``, the event that ended the run, None while it lasts.
+        ``opens_on``, the view of the worst of them, ``last_step``, the newest that is known to have been trained,
+        ``began``, when the newest session is told to have begun (seconds since 1970), ``disabled``, why GradWatch
+        switched itself off, and ``ended``, the event that ended the run; each None where nothing is known of it.
 
     Example:
         >>> describe(Run("version_0"))["opens_on"]
         ''
     """
     if series is None:
-        series = [brief(one.about, one.windows.steps) for one in run.series]
+        series = [{**brief(one.about, one.windows.steps), "last_step": one.last_step} for one in run.series]
     diagnoses = [{**diagnosis, "view": _view(diagnosis, series)} for diagnosis in run.diagnoses]
     worst = min(diagnoses, key=_harm, default=None)
     first = series[0]["name"] if series else ""
@@ -111,6 +115,8 @@ def describe(run: Run, series: Sequence[dict[str, Any]] | None = None) -> dict[s
         "series": list(series),
         "diagnoses": diagnoses,
         "opens_on": worst["view"] if worst else first,
+        "last_step": newest_step([one["last_step"] for one in series], run.events),
+        "began": _began(run.events),
         "disabled": next((str(e["disabled"]) for e in reversed(run.events) if e.get("disabled")), None),
         "ended": _ended(run.events),
     }
@@ -151,6 +157,12 @@ def brief(about: SeriesMetadata, steps: npt.NDArray[np.int64] | int | None, vers
         "started": about.started,
         "version": version or f"{about.session}/{about.resolution}/{num_columns}/{last}",
     }
+
+
+def _began(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return when the newest session began; one without a reading has only told that it was switched off."""
+    told = [event.get("time") for event in events if event.get("event") in {"start", "off"}]
+    return max((time for time in told if isinstance(time, (int, float))), default=None)
 
 
 def _harm(diagnosis: Mapping[str, Any]) -> tuple[bool, bool, bool]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
-import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import python
 from models import deep_net, healthy_net, module_in, trainer_in
 from report import heatmap_run as planted
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,8 +28,8 @@ from lightning_gradwatch.report.step_report import StepReport
 from lightning_gradwatch.viewer.events import read_runs
 from lightning_gradwatch.viewer.metadata import EventsMetadata, SeriesMetadata
 from lightning_gradwatch.viewer.run import Run, Series
-from lightning_gradwatch.viewer.verdict import why_not_measured
-from lightning_gradwatch.viewer.windows import INF, NAN, PRESENT, ZERO
+from lightning_gradwatch.viewer.verdict import verdict, why_not_measured
+from lightning_gradwatch.viewer.windows import INF, NAN, PRESENT, ZERO, unbundle
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -42,9 +40,11 @@ class Kept:
     def __init__(self) -> None:
         self.values: list[tuple[int, Any]] = []
         self.calls: list[str] = []
+        self.sizes: list[int] = []
 
     def add(self, summary, step):
-        self.values.append((step, summary.value[0]))
+        self.values += [(step, value) for value in summary.value]
+        self.sizes.append(len(summary.value))
 
     def flush(self):
         self.calls.append("flush")
@@ -66,8 +66,19 @@ class Kept:
 
 
 def steps_of(file: Kept, about: SeriesMetadata) -> list[int]:
-    """Return the steps under which a tag was written."""
-    return [step for step, value in file.values if value.tag == about.tag]
+    """Return the steps of what was written under a tag."""
+    return [step for step, _ in records_of(file, about)]
+
+
+def records_of(file: Kept, about: SeriesMetadata) -> list[tuple[int, np.ndarray]]:
+    """Return step and table of each window or reading that was written under a tag."""
+    found = []
+    for step, value in file.values:
+        if value.tag == about.tag:
+            shape = [dim.size for dim in value.tensor.tensor_shape.dim]
+            table = np.frombuffer(value.tensor.tensor_content, "<f2").reshape(shape)
+            found += zip(*unbundle(step, table), strict=True) if table.ndim == 3 else [(step, table)]
+    return [(int(step), table) for step, table in found]
 
 
 def fed(reports, **settings: Any) -> tuple[HeatmapSink, Kept]:
@@ -166,7 +177,8 @@ def test_there_is_a_golden_file_of_this_version():
 
 def test_only_the_first_record_of_a_tag_carries_its_content(reports_of):
     """Names of thousands of layers stand in the file once; plugin and class of data in every record."""
-    _, file = fed(reports_of([[1.0, 2.0]] * 5))
+    sink, file = fed(reports_of([[1.0, 2.0]] * 100))
+    sink.close()
     by_tag: dict[str, list[bytes]] = {}
     for _, value in file.values:
         by_tag.setdefault(value.tag, []).append(value.metadata.plugin_data.content)
@@ -176,18 +188,55 @@ def test_only_the_first_record_of_a_tag_carries_its_content(reports_of):
     assert all(contents[0] and not any(contents[1:]) for contents in by_tag.values())
 
 
-def test_a_short_run_is_written_reading_by_reading_at_the_trainer_s_steps(reports_of):
-    """Twenty readings are twenty records, whose steps are those of the snapshots."""
-    reports = [replace(r, snapshot=replace(r.snapshot, step=3 * r.snapshot.step)) for r in reports_of([[1.0]] * 20)]
-    _, file = fed(reports)
-    assert steps_of(file, file.series["norms", 0]) == list(range(0, 60, 3))
+def test_what_belongs_to_one_step_is_one_record_of_the_file(monkeypatch: pytest.MonkeyPatch, reports_of):
+    """Norms and ratios go together, also as windows; after a merge each series writes its own past in order."""
+    monkeypatch.setattr("lightning_gradwatch.report.pyramid.MAX_RECORDS", 8)
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    sink, file = fed(reports_of([[1.0, 2.0]] * 20))
+    # The beginning alone; then a record for four readings, until four and then two of the past come with each.
+    assert file.sizes[:3] == [1, 2, 2]
+    assert set(file.sizes) == {1, 2}
+    sink.close()
+    for quantity in ("norms", "ratios"):
+        for resolution in (0, 1, 2):
+            steps = steps_of(file, file.series[quantity, resolution])
+            assert steps == sorted(set(steps))
+
+
+def test_readings_are_written_32_in_a_record_at_the_trainer_s_steps(reports_of):
+    """Each keeps the step of its snapshot; the record stands at that of its last."""
+    reports = [replace(r, snapshot=replace(r.snapshot, step=3 * r.snapshot.step)) for r in reports_of([[1.0]] * 70)]
+    sink, file = fed(reports)
+    about = file.series["norms", 0]
+    assert steps_of(file, about) == list(range(0, 3 * 64, 3))
+    sink.close()
+    assert steps_of(file, about) == list(range(0, 3 * 70, 3))
+    assert [step for step, value in file.values if value.tag == about.tag] == [3 * 31, 3 * 63, 3 * 69]
+
+
+@pytest.mark.parametrize("steps", [[5, 6, 0, 1], [0, 2**31, 2**32], [7]])
+def test_steps_may_begin_anew_or_lie_far_apart(reports_of, steps):
+    """A second fit counts from 0 again; what 32 bits cannot hold goes into a record of its own."""
+    reports = reports_of([[1.0]] * len(steps))
+    sink, file = fed([replace(r, snapshot=replace(r.snapshot, step=s)) for r, s in zip(reports, steps, strict=True)])
+    sink.close()
+    assert steps_of(file, file.series["norms", 0]) == steps
+
+
+def test_what_is_pending_is_written_before_the_next_resolution(monkeypatch: pytest.MonkeyPatch, reports_of):
+    """While the past is written again the old tag is the picture, and whole."""
+    monkeypatch.setattr("lightning_gradwatch.report.pyramid.MAX_RECORDS", 40)
+    _, file = fed(reports_of([[1.0]] * 41))
+    assert steps_of(file, file.series["norms", 0]) == list(range(40))
+    assert len(steps_of(file, file.series["norms", 1])) < 20
 
 
 def test_each_optimizer_has_series_of_its_own(reports_of):
     """Layers of another optimizer are absent in them, and each knows its class."""
     reports = list(reports_of([[1.0, 1.0]] * 6, optimizers=[0, 1] * 3))
     reports = [replace(r, optimizer_kind=("SGD", "Adam")[r.snapshot.optimizer]) for r in reports]
-    _, file = fed(reports)
+    sink, file = fed(reports)
+    sink.close()
     contents = [SeriesMetadata.from_content(v.metadata.plugin_data.content) for _, v in file.values]
     found = [about for about in contents if about is not None and about.quantity == "norms"]
     assert [(about.optimizer, about.optimizer_label) for about in found] == [(0, "SGD"), (1, "Adam")]
@@ -214,7 +263,7 @@ def test_a_layer_that_appears_begins_a_tag_that_holds_everything():
     about = file.series["norms", 0]
     assert (about.layers, about.order) == (("a", "b", "c"), (2, 0, 1))
     assert steps_of(file, about) == [0, 1, 2, 3]
-    tables = [np.frombuffer(v.tensor.tensor_content, "<f2") for _, v in file.values if v.tag == about.tag]
+    tables = [table.ravel() for _, table in records_of(file, about)]
     assert [table.size for table in tables] == [3] * 4
     assert tables[0][2] == tables[2][2] == 65504
     assert 10.0 ** tables[3] == pytest.approx([1, 2, 3], rel=0.01)
@@ -227,8 +276,10 @@ def test_another_forward_order_begins_a_tag_too_and_the_same_one_does_not():
     for step, order in enumerate([[0, 1], [0, 1], [1, 0], [1, 0]]):
         history.order = tuple(order)
         sink.write(reading(history, step, [1.0, 2.0]))
-    tags = Counter(v.tag for _, v in file.values if "/norms/" in v.tag)
-    assert sorted(tags.values()) == [2, 4]
+    sink.close()
+    contents = [SeriesMetadata.from_content(v.metadata.plugin_data.content) for _, v in file.values]
+    found = [about for about in contents if about is not None and about.quantity == "norms"]
+    assert [(about.order, steps_of(file, about)) for about in found] == [((0, 1), [0, 1]), ((1, 0), [0, 1, 2, 3])]
 
 
 def test_a_model_that_never_stops_growing_is_not_written_again_for_ever():
@@ -315,9 +366,28 @@ def test_a_run_without_a_reading_leaves_nothing():
     """Neither an event nor a file."""
     sink, file = fed([])
     sink.flush()
-    sink.deactivate(0)
+    sink.end("error", "ValueError: no")
     sink.close()
     assert (file.values, file.calls) == ([], [])
+
+
+def test_a_watch_that_is_switched_off_before_its_first_reading_says_so_too():
+    """Else the run would look like one without GradWatch; the end tells the reason."""
+    sink, file = fed([])
+    sink.deactivate(7)
+    assert file.calls == ["flush"]
+    run = Run("r", (), file.events)
+    assert verdict(run) == "GradWatch was switched off before its first reading: the training log says why"
+    sink.end("switched off", "ValueError: x")
+    sink.close()
+    run = Run("r", (), file.events)
+    assert [(event["event"], event["step"], event["num_readings"]) for event in run.events] == [
+        ("off", 7, 0),
+        ("end", 7, 0),
+    ]
+    assert verdict(run) == "GradWatch was switched off before its first reading: ValueError: x"
+    assert why_not_measured(run) == f"r: {verdict(run)}"
+    assert file.calls == ["flush", "flush", "close"]
 
 
 def test_events_are_numbered_so_that_two_at_one_step_are_two(reports_of):
@@ -338,10 +408,12 @@ def test_sequences_of_another_length_keep_the_rows_of_the_first(reports_of):
         replace(report, signals=replace(probe, time=(TimeProfile(0, 10.0 ** np.linspace(-8, -3, length)),)))
         for report, length in zip(reports_of([[1.0] * 3] * 3), (80, 640, 20), strict=True)
     ]
-    _, file = fed(reports)
+    sink, file = fed(reports)
+    sink.close()
     about = file.series["time", 0]
     assert (len(about.layers), about.layers[0], about.layers[-1], about.module) == (64, "t 0", "t 79", "head")
-    tables = [np.frombuffer(v.tensor.tensor_content, "<f2") for _, v in file.values if v.tag == about.tag]
+    tables = [table.ravel() for _, table in records_of(file, about)]
+    assert len(tables) == 3
     for table in tables:
         assert table == pytest.approx(np.linspace(-8, -3, 64), abs=0.01)
 
@@ -489,6 +561,33 @@ def test_a_gradwatch_that_switched_itself_off_says_so(pl, tmp_path: Path, data):
     assert (run.events[-1]["reason"], run.events[-1]["disabled"]) == ("switched off", "a test")
 
 
+@pytest.mark.parametrize("logger", [True, False])
+def test_a_gradwatch_that_switched_itself_off_before_its_first_reading_is_a_run(pl, tmp_path: Path, data, logger: bool):
+    """With a logger and without one, ``gradwatch report`` finds it and says why there is nothing."""
+
+    class Breaks(pl.Callback):
+        def on_train_start(self, trainer, *args):
+            watch.core.disable("a test")
+
+    watch = GradWatch()
+    trainer_in(pl, tmp_path, watch, Breaks(), logger=logger).fit(module_in(pl), data)
+    run = only_run(tmp_path)
+    assert (run.series, [event["event"] for event in run.events]) == ((), ["off", "end"])
+    assert verdict(run) == "GradWatch was switched off before its first reading: a test"
+
+
+def test_a_gradwatch_that_cannot_begin_says_why(pl, tmp_path: Path, data, monkeypatch: pytest.MonkeyPatch):
+    """What fails before the first batch is in the report as well, not in the log alone."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a test")
+
+    monkeypatch.setattr("lightning_gradwatch.watching.Stepper", fails)
+    trainer_in(pl, tmp_path, GradWatch()).fit(module_in(pl), data)
+    run = only_run(tmp_path)
+    assert verdict(run) == "GradWatch was switched off before its first reading: RuntimeError: a test"
+
+
 SCRIPT = """
 import os, signal, sys
 import torch
@@ -531,8 +630,7 @@ trainer.fit(Module(), data)
 def test_a_real_signal_loses_no_reading(tmp_path: Path, number, readings: int, error: str, logger: str):
     """The process is gone, and every reading before it is on disk, with the end that it came to."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, tmp_path / "script.py", str(int(number)), tmp_path, logger]
-    subprocess.run(command, capture_output=True, timeout=120, check=False)
+    python(tmp_path / "script.py", int(number), tmp_path, logger, cwd=tmp_path)
     run = only_run(tmp_path)
     assert named(run, "norms/0").windows.steps.tolist() == list(range(readings))
     assert run.events[-1]["reason"] == "error"

@@ -7,9 +7,11 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import python
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.measure.snapshot import LayerDescription
@@ -47,24 +49,28 @@ LASTING = "VANISHING in net.0, net.2, net.4 and 2 more since step 3"
 def _fresh_logger():
     """Give each test a logger that nobody has touched, and put back the old one."""
     logger = logging.getLogger(LOGGER_NAME)
-    kept = logger.handlers[:], logger.level, logger.propagate
-    logger.handlers[:], logger.propagate = [], True
+    kept = logger.handlers[:], logger.level, logger.propagate, logger.filters[:]
+    logger.handlers[:], logger.propagate, logger.filters[:] = [], True, []
     logger.setLevel(logging.NOTSET)
     yield
-    logger.handlers[:], logger.propagate = kept[0], kept[2]
+    logger.handlers[:], logger.propagate, logger.filters[:] = kept[0], kept[2], kept[3]
     logger.setLevel(kept[1])
 
 
-def run(setup: str = "", body: str = 'logger.info("an info")\nlogger.warning("a warning")', **more: object) -> str:
+def run(
+    setup: str = "",
+    body: str = 'logger.info("an info")\nlogger.warning("a warning")',
+    stderr: int = subprocess.STDOUT,
+) -> str:
     """Run a script that makes the logger after ``setup``, and return all that it writes."""
     script = (
         f"import logging, logging.config, sys\n{setup}\n"
         "from lightning_gradwatch.report.log import training_logger\n"
         f"logger = training_logger()\nassert training_logger() is logger\n{body}\n"
     )
-    more.setdefault("stderr", subprocess.STDOUT)
-    done = subprocess.run([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, check=True, timeout=60, **more)
-    return done.stdout.decode()
+    done = python("-c", script, cwd=Path.cwd(), stderr=stderr)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 HYDRA = """
@@ -357,3 +363,30 @@ class TestLines:
         assert lines[0].endswith("SWITCHED OFF during the run, what follows is incomplete: KeyError: 'x'")
         assert lines[1] == "           seen       no fault in 40 readings"
         assert len(lines) == 4
+
+
+STEERING = "a\x1b[2J\nGradWatch  all is well\r\x07\u202e"
+
+
+def test_names_of_layers_stay_in_their_line_and_do_not_steer_the_terminal():
+    """What cannot be printed is written as ``repr`` writes it, wherever a name or a message has it."""
+    sick = replace(SICK, layers=(STEERING, "b"), message=f"{STEERING} fades", measured=STEERING, cause=STEERING)
+    told = onset_text(sick, 2)
+    assert told.count(repr(STEERING)[1:-1]) == 4
+    assert len(told.splitlines()) == 4
+    recovered = recovery_text(replace(sick, recovered_at=9))
+    closed = closing_text(9, 0, [sick], "p.png", "none", None)
+    for text in (told, recovered, closed):
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert not any(line.startswith("GradWatch  all") for line in text.splitlines())
+
+
+def test_whatever_is_logged_can_be_printed(caplog: pytest.LogCaptureFixture):
+    """Reasons of failures and paths come from elsewhere; all handlers get them made visible, with their line breaks."""
+    logger = training_logger()
+    with caplog.at_level(logging.INFO, LOGGER_NAME):
+        logger.warning("failed: %s, %d%%", "a\x1b[31m\nb", 7)
+        logger.info("fine %s", "\u5c64")
+    assert caplog.messages == ["failed: a\\x1b[31m\nb, 7%", "fine \u5c64"]
+    assert caplog.records[1].args == ("\u5c64",)
+    assert len(training_logger().filters) == 1

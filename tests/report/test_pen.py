@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageFont
 from scipy.ndimage import label
 
+from lightning_gradwatch.report import pen as module
 from lightning_gradwatch.report.pen import MARGIN, TICK_SIZE, TITLE_SIZE, WIDTH, WORD_SIZE, Pen
 
 
@@ -52,6 +53,9 @@ def test_a_pillow_without_scalable_fonts_falls_back_to_its_only_one(
         return small
 
     monkeypatch.setattr(ImageFont, "load_default", load_default)
+    # What is known of the fonts that can be scaled would be taken for that of this one, here and in other tests.
+    monkeypatch.setattr(module, "_font", module._font.__wrapped__)
+    monkeypatch.setattr(module, "_box", module._box.__wrapped__)
     pen = Pen(Image.new("RGB", (300, 40), (255, 255, 255)))
     assert pen.width("gradient", 12) == pen.width("gradient", 22)
     pen.text(0, 20, "gradient", 22)

@@ -13,7 +13,7 @@ from lightning_gradwatch.measure.snapshot import (
     SignalSnapshot,
     TimeProfile,
 )
-from lightning_gradwatch.report.recorded import Told, each_reading, examined_run, recorded_run
+from lightning_gradwatch.report.recorded import Caption, each_reading, examined_run, recorded_run
 from lightning_gradwatch.report.step_report import StepReport
 from lightning_gradwatch.report.tables import rows_of
 from lightning_gradwatch.viewer.metadata import MAX_RECORDS, QUANTITIES
@@ -124,7 +124,7 @@ def test_optimizers_are_apart_and_quantities_in_their_order() -> None:
         reading(step, [1.0, 2.0, 3.0], optimizer=step % 2, present=[step % 2 == 0, step % 2 == 1, False])
         for step in range(6)
     ]
-    run = recorded_run("mine", history_of(*rows), [], [], Told({0: "SGD", 1: "Adam"}, {"first": "Linear"}))
+    run = recorded_run("mine", history_of(*rows), [], [], Caption({0: "SGD", 1: "Adam"}, {"first": "Linear"}))
     assert [series.name for series in run.series] == ["norms/0", "norms/1", "ratios/0", "ratios/1"]
     assert [series.about.optimizer_label for series in run.series] == ["SGD", "Adam"] * 2
     first = run.series[0]
@@ -143,17 +143,20 @@ def test_a_long_history_keeps_its_spike_in_a_bounded_picture() -> None:
     norms = np.full((10_000, 1), 0.1)
     norms[7001], norms[9003] = 1e9, np.nan
     history = history_of(*(reading(step, row) for step, row in enumerate(norms)), order=(0,), layers=("only",))
-    windows = recorded_run("mine", history, [], []).series[0].windows
+    series = recorded_run("mine", history, [], []).series[0]
+    windows = series.windows
     assert MAX_RECORDS / 2 <= len(windows) <= MAX_RECORDS
     assert windows.high.max() == 9.0
     assert windows.steps[np.argmax(windows.high)] <= 7001 < windows.steps[np.argmax(windows.high) + 1]
     assert (windows.state & NAN > 0).sum() == 1
+    # What shares a column is no single reading, and the last column goes as far as the history.
+    assert (series.about.resolution > 0, series.last_step) == (len(history.steps) > MAX_RECORDS, 9999)
 
 
 def test_thresholds_go_with_the_gradient_norms_alone() -> None:
     """The person's thresholds are in the gradient's unit; a ratio has another."""
-    told = Told(vanishing_threshold=1e-4, exploding_threshold=10.0)
-    norms, ratios = recorded_run("mine", history_of(reading(0, [1.0, 1.0, 1.0])), [], [], told).series
+    caption = Caption(vanishing_threshold=1e-4, exploding_threshold=10.0)
+    norms, ratios = recorded_run("mine", history_of(reading(0, [1.0, 1.0, 1.0])), [], [], caption).series
     assert (norms.about.vanishing_threshold, norms.about.exploding_threshold) == (1e-4, 10.0)
     assert (ratios.about.vanishing_threshold, ratios.about.exploding_threshold) == (None, None)
 
@@ -182,7 +185,7 @@ def test_onsets_and_recoveries_come_back_as_diagnoses() -> None:
 
 def test_a_watch_that_died_does_not_look_healthy() -> None:
     """Why it was switched off stands at the end of the events."""
-    run = recorded_run("mine", GradientHistory(NAMES), [], [], Told(disabled="ZeroDivisionError: ours"))
+    run = recorded_run("mine", GradientHistory(NAMES), [], [], Caption(disabled="ZeroDivisionError: ours"))
     assert run.events[-1]["disabled"] == "ZeroDivisionError: ours"
     assert recorded_run("mine", GradientHistory(NAMES), [], []).events == ()
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.util.tensor_util import make_ndarray
 
-from lightning_gradwatch.report.summaries import LoggerFile, OwnFile, Tag
+from lightning_gradwatch.report.summaries import LoggerFile, OwnFile, OwnTag
 
 TABLE = np.array([[1.0, -np.inf], [np.nan, 65504.0]], dtype=np.float16)
 
@@ -32,11 +32,11 @@ def assert_read_back(directory: Path) -> None:
 def test_a_tensorboard_logger_s_own_file_takes_our_summaries(lightning, tmp_path: Path):
     """Fails where torch's SummaryWriter or Lightning's logger no longer lead to the file writer as we ask for it."""
     logger = lightning.loggers.TensorBoardLogger(tmp_path, name="", version="")
-    file, tag = LoggerFile(logger), Tag("gradwatch/a", b"about it")
+    file, tag = LoggerFile(logger), OwnTag("gradwatch/a", b"about it")
     assert list(tmp_path.iterdir()) == []
     for step in (7, 9):
         file.add(tag.table(TABLE), step)
-    file.add(Tag("gradwatch/b", b"").text({"event": "end"}), 0)
+    file.add(OwnTag("gradwatch/b", b"").text({"event": "end"}), 0)
     file.flush()
     assert_read_back(tmp_path)
     file.close()
@@ -49,13 +49,13 @@ def test_a_tensorboard_logger_s_own_file_takes_our_summaries(lightning, tmp_path
 
 def test_a_file_of_ours_is_made_when_something_is_written(tmp_path: Path):
     """Nothing is left by a run in which there was nothing to write."""
-    file, tag = OwnFile(tmp_path / "gradwatch"), Tag("gradwatch/a", b"about it")
+    file, tag = OwnFile(tmp_path / "gradwatch"), OwnTag("gradwatch/a", b"about it")
     file.flush()
     file.close()
     assert list(tmp_path.iterdir()) == []
     for step in (7, 9):
         file.add(tag.table(TABLE), step)
-    file.add(Tag("gradwatch/b", b"").text({"event": "end"}), 0)
+    file.add(OwnTag("gradwatch/b", b"").text({"event": "end"}), 0)
     file.flush()
     assert_read_back(tmp_path / "gradwatch")
     file.close()
@@ -64,4 +64,4 @@ def test_a_file_of_ours_is_made_when_something_is_written(tmp_path: Path):
 def test_a_number_that_no_browser_reads_is_refused():
     """JSON knows no NaN, though Python writes it."""
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Tag("gradwatch/b", b"").text({"loss": float("nan")})
+        OwnTag("gradwatch/b", b"").text({"loss": float("nan")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from viewer.looking import Heatmap
 from viewer.planted import INF_CELL, NAN_CELL, SPIKE_COLUMN, VANISHING_BLOCK, ZERO_CELLS, planted_run
 
 from lightning_gradwatch.report.palette import Anchors, color_codes, paint
+from lightning_gradwatch.viewer.run import Run
 
 # The codes on the wire are 1/256 of a decade apart, the colors 1/20; so a value may fall onto the neighboring color.
 NEIGHBOR = 4
@@ -112,3 +114,64 @@ def test_two_thousand_layers_fit_into_one_window(visit, stand) -> None:
     left, top, right, bottom = heatmap.plot
     rows = {heatmap.row_at((left + right) / 2, y) for y in np.linspace(top + 2, bottom - 2, 5)}
     assert {run.series[3].layers[row] for row in rows} == {"encoder.layers.123.linear1", "encoder.layers.123.linear2"}
+
+
+def test_neither_picture_nor_curve_names_a_step_that_was_not_trained(visit, stand) -> None:
+    """A run of windows of eight steps that ended in the middle of its last window."""
+    run = planted_run("coarse", kind="relu", resolution=3, num_columns=50)
+    end = {**run.events[-1], "step": 395, "num_readings": 396}
+    page = visit(stand([replace(run, events=(*run.events[:-1], end))]).url)
+    frame = tab_of(page)
+    heatmap = Heatmap(frame, "coarse", run.series[0].layers, 400, 8)
+    _, top, right, _ = heatmap.plot
+    assert "steps 392 to 395" in heatmap.point(right - 2, top + 5)
+    assert "steps 0 to 395" in frame.get_by_role("region", name="Run coarse").inner_text()
+    assert "steps 0 to 395" in heatmap.canvas.get_attribute("aria-label")
+    page.mouse.click(right - 2, top + 5)
+    drawer = frame.get_by_role("region", name="Layer and step")
+    assert "steps 392 to 395" in drawer.inner_text()
+    written = drawer.get_by_role("img").nth(0).locator("text").all_text_contents()
+    assert "300" in written
+    assert "400" not in written
+
+
+def test_a_run_without_a_picture_says_why_and_offers_nothing_to_draw(visit, stand) -> None:
+    """GradWatch was switched off before its first reading, or only the findings were kept."""
+    off = {"event": "off", "step": 0, "time": 1.0, "num_readings": 0, "disabled": "ValueError: x"}
+    frame = tab_of(visit(stand([Run("off", (), (off,))]).url))
+    heading = frame.get_by_role("heading", level=1)
+    heading.wait_for()
+    assert "GradWatch was switched off. Before its first reading: ValueError: x." in heading.inner_text()
+    frame.get_by_text("There is no picture: GradWatch was switched off before its first reading.").wait_for()
+    assert not frame.get_by_label("Find layers by name").is_visible()
+    told = [event for event in planted_run().events if event["event"] == "onset"]
+    frame = tab_of(visit(stand([Run("only findings", (), tuple(told))]).url))
+    frame.get_by_text("of this run only the findings are known").wait_for()
+    assert "Vanishing gradient" in frame.get_by_role("heading", level=1).inner_text()
+    assert not frame.get_by_role("button", name="Show it in the picture").is_visible()
+
+
+def test_the_drawer_lies_at_the_lower_edge_of_the_window(visit, stand) -> None:
+    """Also below a page that is shorter than the window, as that of a single layer; its only dot is in the middle."""
+    run = planted_run("one", kind="relu", num_layers=1)
+    page = visit(stand([run]).url, height=1000)
+    frame = tab_of(page)
+    page.mouse.click(*Heatmap(frame, "one", run.series[0].layers).find(0, 100))
+    drawer = frame.get_by_role("region", name="Layer and step")
+    drawer.evaluate("drawer => Promise.all(drawer.getAnimations().map((one) => one.finished))")
+    box = drawer.bounding_box()
+    assert box["y"] + box["height"] == pytest.approx(1000, abs=1)
+    profile = drawer.get_by_role("img").nth(1)
+    dot, chart = profile.locator("circle").first.bounding_box(), profile.bounding_box()
+    assert dot["x"] + dot["width"] / 2 == pytest.approx(chart["x"] + chart["width"] / 2, abs=20)
+
+
+def test_a_single_reading_is_a_dot_in_its_curve(visit, stand) -> None:
+    """A line through one point has no length."""
+    run = planted_run("one", kind="relu", num_columns=1)
+    page = visit(stand([run]).url)
+    frame = tab_of(page)
+    frame.get_by_text("There is only one reading").wait_for()
+    page.mouse.click(*Heatmap(frame, "one", run.series[0].layers, 1).find(3, 0))
+    curve = frame.get_by_role("region", name="Layer and step").get_by_role("img").nth(0)
+    assert curve.locator("circle").count() == 1

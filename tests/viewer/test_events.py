@@ -56,6 +56,12 @@ def columns(run: Run) -> list[int]:
 class TestReadRuns:
     """All runs of a log directory."""
 
+    def test_runs_are_counted_and_not_spelled(self, tmp_path: Path) -> None:
+        """The tenth version comes behind the second."""
+        names = ["logs/version_2", "logs/version_10"]
+        planted_logdir(tmp_path, [planted_run(name, num_layers=1, num_columns=1) for name in reversed(names)])
+        assert [run.name for run in read_runs(tmp_path)] == names
+
     def test_what_was_planted_is_read(self, tmp_path: Path) -> None:
         """Every cell, name and event of several runs, at any depth."""
         planted = [

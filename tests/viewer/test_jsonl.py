@@ -11,7 +11,7 @@ import pytest
 from viewer.planted import planted_run
 
 from lightning_gradwatch import Diagnosis, Symptom
-from lightning_gradwatch.report.jsonl import JsonlSink
+from lightning_gradwatch.report.jsonl_sink import JsonlSink
 from lightning_gradwatch.viewer.jsonl import PLACE, read_events, with_files
 from lightning_gradwatch.viewer.run import Run
 
@@ -99,3 +99,14 @@ def test_a_log_directory_with_both_kinds_has_two_runs(tmp_path):
     """No run takes another one's name."""
     runs = [planted_run("a"), planted_run("a/gradwatch", kind="relu"), planted_run("gradwatch")]
     assert [run.name for run in with_files(runs, tmp_path)] == [".", "a", "a/gradwatch"]
+
+
+def test_runs_are_counted_and_not_spelled(tmp_path):
+    """The tenth version comes behind the second, wherever each was found."""
+    write(tmp_path / "version_10", LINE)
+    write(tmp_path / "version_1", LINE)
+    assert [run.name for run in with_files([planted_run("version_2")], tmp_path)] == [
+        "version_1",
+        "version_2",
+        "version_10",
+    ]

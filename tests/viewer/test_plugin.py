@@ -25,7 +25,7 @@ from werkzeug.test import Client
 
 from lightning_gradwatch.viewer import provided
 from lightning_gradwatch.viewer.events import read_runs
-from lightning_gradwatch.viewer.metadata import EventsMetadata
+from lightning_gradwatch.viewer.metadata import EventsMetadata, SeriesMetadata
 from lightning_gradwatch.viewer.plugin import FILES, GradWatchPlugin
 from lightning_gradwatch.viewer.run import Run
 from lightning_gradwatch.viewer.windows import pack
@@ -113,6 +113,30 @@ class TestRoutes:
         assert told[0] == told[1] == told[2]
         assert [run["name"] for run in told[0]["runs"]] == ["a", "b"]
         assert data.reads == {"events": 2}
+
+    def test_runs_and_recurrent_layers_are_counted_and_not_spelled(self) -> None:
+        """In the list of runs the tenth comes behind the second, and layers come as they run."""
+        data = Provider(*(planted_run(f"version_{number}", kind="recurrent", num_columns=4) for number in (10, 2)))
+        told = client_of(data).get("/runs").json["runs"]
+        assert [run["name"] for run in told] == ["version_2", "version_10"]
+        names = [one["name"] for one in told[0]["series"]]
+        assert names[-3:] == [f"time/0/encoder.lstm.{row}" for row in range(3)]
+        assert names == [one["name"] for one in describe(planted_run(kind="recurrent", num_columns=4))["series"]]
+
+    @pytest.mark.parametrize(("fits", "times"), [(True, 1), (False, 3)])
+    def test_what_stands_in_metadata_is_read_once_where_it_fits(
+        self, monkeypatch: pytest.MonkeyPatch, fits: bool, times: int
+    ) -> None:
+        """The bound is one of bytes: names of thousands of layers are large. Beyond it they are read each time."""
+        monkeypatch.setattr(provided, "_KEPT_CONTENT_BYTES", 10**7 if fits else 1)
+        read: Counter[bytes] = Counter()
+        from_content = SeriesMetadata.from_content
+        counting = staticmethod(lambda content: (read.update([content]), from_content(content))[1])
+        monkeypatch.setattr(SeriesMetadata, "from_content", counting)
+        finder = provided.Provided(Provider(planted_run("a", num_columns=2)))
+        for _ in range(3):
+            finder.find(None, "", "a", "norms/0")
+        assert set(read.values()) == {times}
 
     def test_they_are_described_as_everywhere_else(self) -> None:
         """What a standalone page says of a run, the tab says too, but for the number of columns."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from viewer.planted import planted_diagnosis
+from viewer.planted import planted_diagnosis, planted_run
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
 from lightning_gradwatch.detect.onset import OnsetTracker
 from lightning_gradwatch.detect.rules import RULE_IDS
 from lightning_gradwatch.viewer.metadata import QUANTITIES
-from lightning_gradwatch.viewer.run import Run, is_open_warning, quantity_of_rule
+from lightning_gradwatch.viewer.run import Run, is_open_warning, newest_step, quantity_of_rule
 
 
 def found(step: int = 3, **values: Any) -> dict[str, Any]:
@@ -112,3 +113,24 @@ class TestQuantityOfRule:
             "disconnected",
             "spike",
         }
+
+
+class TestNewestStep:
+    """How far a run is known to have come."""
+
+    def test_the_end_tells_the_last_reading_of_the_last_window(self) -> None:
+        """A record has the first step of its window alone."""
+        run = planted_run(kind="relu", resolution=3, num_columns=10)
+        assert (run.series[0].last_step, run.last_step) == (72, 72)
+        assert replace(run, events=[{"event": "end", "step": 75, "num_readings": 76}]).last_step == 75
+
+    def test_a_session_without_a_reading_has_trained_nothing(self) -> None:
+        """The step at which it was switched off may never have been taken."""
+        off = [{"event": "off", "step": 500, "num_readings": 0}, {"event": "end", "step": 500, "num_readings": 0}]
+        assert newest_step([96, None], off) == 96
+        assert newest_step([], [{"event": "onset", "step": 9}]) is None
+
+    @pytest.mark.parametrize("step", ["99", 99.5, None, True, [99]])
+    def test_a_step_that_is_no_whole_number_is_another_programs(self, step: Any) -> None:
+        """Nothing is concluded from it."""
+        assert newest_step([1], [{"event": "end", "step": step}]) == 1

@@ -32,3 +32,13 @@ class TestShelf:
     def test_what_is_too_large_is_kept_alone(self) -> None:
         """A single picture above the limit must not be made with each look."""
         assert made(Shelf(4, len), "a", "x" * 9, "x" * 9, "a") == ["a", "x" * 9, "a"]
+
+    def test_a_thing_that_has_grown_counts_once(self) -> None:
+        """Each is measured when it is made, and what it was before is forgotten."""
+        measured: list[str] = []
+        shelf: Shelf[str] = Shelf(6, lambda thing: measured.append(thing) or len(thing))
+        for version, thing in enumerate(["a", "aa", "aaa"]):
+            shelf.get("a", version, lambda thing=thing: thing)
+        assert shelf.get("b", 0, lambda: "bbb") == "bbb"
+        assert measured == ["a", "aa", "aaa", "bbb"]
+        assert [shelf.get(key, version, lambda: "anew") for key, version in (("a", 2), ("b", 0))] == ["aaa", "bbb"]

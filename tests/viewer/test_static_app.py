@@ -17,6 +17,7 @@ from viewer.hosts import Stand
 from viewer.planted import planted_run
 
 from lightning_gradwatch.viewer import wire
+from lightning_gradwatch.viewer.run import Run
 
 MIXED = planted_run("mixed", kind="mixed")
 SIGMOID = planted_run("sigmoid")
@@ -225,14 +226,71 @@ def test_of_many_runs_the_one_that_began_last_is_shown(js: Call) -> None:
 
     def began(name: str, started: float) -> dict[str, Any]:
         run = {**described(), "name": name}
-        return {**run, "series": [{**series, "started": started} for series in run["series"]]}
+        return {**run, "began": started, "series": [{**series, "started": started} for series in run["series"]]}
 
     runs = [began("version_1", 1.0), began("version_10", 10.0), began("version_9", 9.0)]
-    runs.append({**described(), "name": "without a reading", "series": []})
+    runs.append({**described(), "name": "without a reading", "series": [], "began": 99.0})
     code = "(m, [runs, chosen]) => m.runsToShow(runs, chosen).map((run) => run.name)"
     assert js(code, [runs, []], "runs") == ["version_10"]
     assert js(code, [runs, ["version_1"]], "runs") == ["version_1"]
     assert js(code, [runs[:2], []], "runs") == ["version_1", "version_10"]
+
+
+def test_a_run_that_was_switched_off_before_its_first_reading_is_shown_and_says_why(js: Call) -> None:
+    """Alone, beside another, and as the last that began; nothing else is known of it."""
+    event = {"event": "off", "step": 0, "time": 99.0, "num_readings": 0, "disabled": "ValueError: x"}
+    off = json.loads(json.dumps(wire.describe(Run("off", (), [event]))))
+    told = js("(m, run) => m.verdictOn(run)", off, "runs")
+    assert (told["kind"], told["head"]) == ("warning", "GradWatch was switched off")
+    assert told["text"] == "Before its first reading: ValueError: x."
+    code = "(m, runs) => m.runsToShow(runs, []).map((run) => run.name)"
+    well = [{**described(), "name": name, "series": [{"started": 1.0}], "began": 1.0} for name in "ab"]
+    for runs, shown in (([off], ["off"]), ([well[0], off], ["a", "off"]), ([off, *well], ["off"])):
+        assert js(code, runs, "runs") == shown
+    silent = {**described(), "name": "silent", "series": []}
+    assert js(code, [silent], "runs") == ["silent"]
+    during = js("(m, run) => m.verdictOn(run)", {**described(), "disabled": "x"}, "runs")
+    assert during["head"] == "GradWatch switched itself off"
+
+
+LAST_STEPS = """async (m, [steps, single, last, newest]) => {
+    const series = { steps: Float64Array.from(steps), single, lastStep: last, version: "v" };
+    const known = new m.Library(null);
+    known.kept.set(JSON.stringify(["r", "norms/0"]), { version: "v", series });
+    const about = { name: "norms/0", quantity: "norms", optimizer: 0, module: "", version: "v" };
+    const view = { quantity: "norms", optimizer: 0, module: "" };
+    const loaded = await known.load({ name: "r", series: [about], last_step: newest }, view);
+    return [steps.map((_, column) => m.lastStepOf(loaded.series, column)), loaded.series === series];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "single", "last", "newest", "expected", "same"),
+    [
+        # Windows of four steps: the last one has as many as the run is known to have trained, never more than a window.
+        ([0, 4, 8], False, 8, 8, [3, 7, 8], True),
+        ([0, 4, 8], False, 8, 10, [3, 7, 10], False),
+        ([0, 4, 8], False, 9, 9, [3, 7, 9], True),
+        ([0, 4, 8], False, 8, 500, [3, 7, 11], False),
+        ([0, 4, 8], False, 8, None, [3, 7, 8], True),
+        # Single readings, as a probe every fifty steps: each speaks of its own step, however far training has come.
+        ([0, 50, 100], True, 100, 149, [0, 50, 100], True),
+        ([7], True, 7, 7, [7], True),
+        ([7], False, 7, 9, [7], False),
+    ],
+)
+def test_no_column_speaks_of_a_step_that_was_not_trained(
+    js: Call, steps: list[int], single: bool, last: int, newest: int | None, expected: list[int], same: bool
+) -> None:
+    """A column ends where the next begins, the last one with the run; what is not new stays the same object."""
+    assert js(LAST_STEPS, [steps, single, last, newest], "library", "view") == [expected, same]
+
+
+def test_an_axis_names_no_step_behind_the_newest(js: Call) -> None:
+    """The picture ends where a next column would begin, which is a round number where training stopped at 199."""
+    assert numbers(js, "stepTicks", 0, 200, 5) == [0, 50, 100, 150, 200]
+    assert numbers(js, "stepTicks", 0, 200, 5, 199) == [0, 50, 100, 150]
+    assert numbers(js, "stepTicks", 0, 1, 5, 0) == [0]
 
 
 def test_news_are_new_runs_and_new_findings_of_old_ones(js: Call) -> None:

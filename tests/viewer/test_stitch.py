@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lightning_gradwatch.report.pyramid import Pyramid
 from lightning_gradwatch.viewer.metadata import SeriesMetadata
-from lightning_gradwatch.viewer.stitch import Outline, Tag, needed, stitch
-from lightning_gradwatch.viewer.windows import pack, pack_reading, summarize
+from lightning_gradwatch.viewer.stitch import Outline, Tag, in_order, needed, stitch
+from lightning_gradwatch.viewer.windows import bundle, pack, pack_reading, summarize
 
 LAYERS = ("head", "fc1", "fc2")
 ORDER = (1, 2, 0)
@@ -69,6 +69,21 @@ class TestTag:
             expected.append(window.median[0])
         assert len({len(record) for _, _, record in rows}) == 2
         np.testing.assert_allclose(Tag.of(about(), rows).windows.median, expected, rtol=1e-3)
+
+    def test_readings_of_one_record_take_its_place_in_the_file(self) -> None:
+        """Several readings in a record, one alone and windows: all in the order of the file."""
+        rows = [pack_reading(np.full(3, 10.0**power), np.ones(3, dtype=bool)) for power in range(5)]
+        window = pack(summarize(9, np.full((1, 3), 1e5), np.ones((1, 3), dtype=bool)))[0]
+        made = Tag.of(about(), [(4, 0.0, bundle([1, 2, 4], rows[:3])), (6, 1.0, rows[3]), (9, 2.0, window)])
+        assert made.steps.tolist() == [1, 2, 4, 6, 9]
+        assert made.windows.median[:, 0].tolist() == [0, 1, 2, 3, 5]
+        assert made.times.tolist() == [0, 0, 0, 1, 2]
+
+    def test_a_bundle_of_another_width_is_dropped(self) -> None:
+        """A record that holds a layer more or less, or readings of four rows."""
+        good = bundle([0, 1], [pack_reading(np.ones(3), np.ones(3, dtype=bool))] * 2)
+        odd = [good[:, :, 1:], np.concatenate([good, good], axis=1), good.astype(np.float32)]
+        assert Tag.of(about(), [(i, 0.0, table) for i, table in enumerate(odd)]).steps.tolist() == []
 
     def test_a_state_that_is_no_number_is_no_error(self) -> None:
         """Another program may have written anything into a float."""
@@ -223,3 +238,26 @@ class TestNeeded:
         """Nine of ten tags of a long run need not be read."""
         outlines = [Outline(about(resolution=level), 2048 * 2**level, float(level)) for level in range(10)]
         assert needed(outlines) == outlines[-1:]
+
+
+class TestInOrder:
+    """In which order series are shown."""
+
+    def test_recurrent_layers_come_as_they_run(self) -> None:
+        """The forward order of the layers is that of the picture's rows; names that nobody knows come last, counted."""
+        names = ("rnn10", "rnn2", "a", "b")
+        norms = about(layers=names, order=(1, 0, 3, 2), kinds=())
+        unknown = ["cell10", "cell9"]
+        time = [about(quantity="time", layers=("t 0",), order=(0,), module=name) for name in (*unknown, *sorted(names))]
+        found = in_order([*time, norms])
+        assert [one.module for one in found] == ["", "rnn2", "rnn10", "b", "a", "cell9", "cell10"]
+        series = stitch([tag([0]), *(Tag.of(one, [(0, 0.0, np.zeros((1, 1), np.float16))]) for one in time)])
+        assert [one.name for one in series[1:]] == [
+            "time/0/a", "time/0/b", "time/0/cell9", "time/0/cell10", "time/0/rnn2", "time/0/rnn10",
+        ]  # fmt: skip
+
+    def test_quantity_and_optimizer_go_first(self) -> None:
+        """Whatever the names."""
+        series = [about(quantity=quantity, optimizer=number) for quantity in ("delta", "norms") for number in (10, 2)]
+        told = [(one.quantity, one.optimizer) for one in in_order(series)]
+        assert told == [("norms", 2), ("norms", 10), ("delta", 2), ("delta", 10)]

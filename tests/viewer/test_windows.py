@@ -18,11 +18,13 @@ from lightning_gradwatch.viewer.windows import (
     PRESENT,
     ZERO,
     Windows,
+    bundle,
     joined,
     merge_pairs,
     pack,
     pack_reading,
     summarize,
+    unbundle,
     unpack,
 )
 
@@ -113,6 +115,23 @@ class TestPack:
         np.testing.assert_array_equal(again.state, windows.state)
         for name in ("median", "low", "high"):
             np.testing.assert_allclose(getattr(again, name), getattr(windows, name), rtol=2**-11, atol=1e-7)
+
+    @given(
+        readings(),
+        st.lists(st.integers(-(2**30), 2**30), min_size=12, max_size=12),
+        st.integers(0, 2**40),
+    )
+    def test_readings_in_one_record_are_what_they_were(
+        self, drawn: tuple[Any, Any], gaps: list[int], last: int
+    ) -> None:
+        """Numbers to the last bit, and steps in any order, whatever the bits of a distance look like as a float."""
+        rows = [pack_reading(v, p) for v, p in zip(*drawn, strict=True)]
+        steps = [last + gap for gap in gaps[: len(rows) - 1]] + [last]
+        record = bundle(steps, rows)
+        assert record.dtype == np.float16
+        again, records = unbundle(last, np.frombuffer(record.tobytes(), "<f2").reshape(record.shape))
+        assert again.tolist() == steps
+        assert records.tobytes() == np.stack(rows).tobytes()
 
     @given(readings())
     def test_a_single_reading_in_one_row_says_the_same_as_in_four(self, drawn: tuple[Any, Any]) -> None:

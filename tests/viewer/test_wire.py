@@ -70,6 +70,13 @@ class TestEncode:
         """Neighbors are merged until there are few enough."""
         assert decode(encode(planted_run(num_layers=2).series[0], most))[0]["num_columns"] == columns
 
+    @pytest.mark.parametrize("most", [None, 50, 1])
+    def test_it_tells_the_newest_step_that_its_last_column_has(self, most: int | None) -> None:
+        """Of merged columns the last one begins earlier."""
+        series = planted_run(num_layers=2).series[0]
+        assert decode(encode(series, most))[0]["last_step"] == 199
+        assert decode(encode(replace(series, known_step=205), most))[0]["last_step"] == 205
+
     def test_a_logarithm_beyond_the_scale_is_cut_off_there(self) -> None:
         """The largest number that can be written stands for what is larger, and never for zero or nothing."""
         logs = np.array([[300.0, -300.0]], dtype=np.float32)
@@ -152,6 +159,16 @@ class TestDescribe:
     def test_a_healthy_run_opens_on_its_first_series(self) -> None:
         """Without a diagnosis the gradient norms are shown."""
         assert told()["opens_on"] == "norms/0"
+
+    def test_it_tells_how_far_the_run_has_come_and_when_it_began(self) -> None:
+        """The page names no later step, and opens on the run that began last, also where that has no reading."""
+        run = planted_run(kind="relu", resolution=3, num_columns=10, started=5.0)
+        end = {"event": "end", "step": 77, "time": 99.0}
+        described = describe(replace(run, events=[{"event": "start", "step": 0, "time": 5.0}, end]))
+        assert (described["last_step"], described["began"]) == (77, 5.0)
+        off = describe(Run("r", (), [{"event": "off", "step": 3, "time": 9.0, "num_readings": 0, "disabled": "x"}]))
+        assert (off["last_step"], off["began"], off["disabled"]) == (None, 9.0, "x")
+        assert describe(Run("r", (), [{"event": "start", "time": "noon"}]))["began"] is None
 
     def test_a_run_that_went_on_after_its_end_has_not_ended(self) -> None:
         """The end of a session is the end of the run only if no other has begun since."""

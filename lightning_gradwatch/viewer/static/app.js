@@ -6,7 +6,7 @@ import { Library } from "./library.js";
 import { buildPage } from "./page.js";
 import { RunPanel } from "./panel.js";
 import { layerRows } from "./rows.js";
-import { choicesOf, levelsOf, scaleOf, stepsOf } from "./choices.js";
+import { choicesOf, levelsOf, newestOf, scaleOf, stepsOf } from "./choices.js";
 import { capital, newsBetween, reasonInWords, runsToShow, viewToShow } from "./runs.js";
 import { decodeState, encodeState, fittedState, keyOfEnds, stateForDiagnosis } from "./state.js";
 import { cellInWords, columnAt, onTopInWords, readingOf } from "./words.js";
@@ -138,6 +138,7 @@ export class App {
     this.diagnoses.show(this.shown);
     const first = this.loaded.find((one) => one.series);
     this.whole = stepsOf(this.loaded.map((one) => one.series));
+    this.newest = newestOf(this.loaded.map((one) => one.series));
     const { steps } = this.state;
     // Where the shown runs have no step at all, a zoom would show nothing.
     if (steps && this.whole && (steps[0] >= this.whole[1] || steps[1] <= this.whole[0])) this.state.steps = null;
@@ -189,6 +190,7 @@ export class App {
         view: this.view,
         steps: this.state.steps,
         whole,
+        newest: this.newest,
         share,
         markdown,
         live: this.source.live,
@@ -281,7 +283,8 @@ export class App {
     panel?.select({ layer, column });
     const range = this.state.steps || stepsOf([series]);
     const levels = levelsOf(series, scaleOf(series, this.state));
-    return this.inspector.show({ run: run.name, series, layer, step: selected.step, range, levels, marks: panel?.marks() || [] });
+    const [newest, marks] = [this.newest, panel?.marks() || []];
+    return this.inspector.show({ run: run.name, series, layer, step: selected.step, range, newest, levels, marks });
   }
 
   /** Show the view, the layer and the step on which a diagnosis rests. */

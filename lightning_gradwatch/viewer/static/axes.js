@@ -125,12 +125,12 @@ function drawPrefix(context, plot, fitted) {
  * Draw the steps below the picture.
  *
  * @param {CanvasRenderingContext2D} context Of the picture.
- * @param {object} plot As for `drawRowLabels`, with `stepRange`.
+ * @param {object} plot As for `drawRowLabels`, with `stepRange` and `newest`, the last step that is named.
  */
 export function drawStepAxis(context, plot) {
   const { stepRange, text } = plot;
   const bottom = plot.top + plot.height + STRIP;
-  const ticks = stepTicks(stepRange.first, stepRange.last, Math.max(2, Math.floor(plot.width / 80)));
+  const ticks = stepTicks(stepRange.first, stepRange.last, Math.max(2, Math.floor(plot.width / 80)), plot.newest);
   context.font = FONT;
   context.textBaseline = "top";
   context.strokeStyle = text.line;

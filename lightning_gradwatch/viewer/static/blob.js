@@ -14,7 +14,7 @@ export const STATE_INF = 8;
  * Decode a series.
  *
  * @param {ArrayBuffer} buffer Length of the head, head, steps, median, low, high, state.
- * @returns {object} The head's fields, `numLayers`, `numColumns`, `steps` (Float64Array), `median`, `low16`, `high16`
+ * @returns {object} The head's fields, `lastStep`, `numLayers`, `numColumns`, `steps` (Float64Array), `median`, `low16`, `high16`
  *     (Int16Array, [layer * numColumns + column], log10 times 256) and `state` (Uint8Array).
  * @throws {Error} Where the block is shorter than its head says.
  */
@@ -30,11 +30,14 @@ export function decodeSeries(buffer) {
     throw new Error(`This series is cut off: ${numLayers} layers and ${numColumns} columns do not fit into ${buffer.byteLength} bytes.`);
   }
   const table = (index) => new Int16Array(buffer, start + 8 * numColumns + 2 * size * index, size);
+  const steps = new Float64Array(buffer, start, numColumns);
   return {
     ...head,
+    // The newest step that is known; a record tells only the first one of its column.
+    lastStep: head.last_step ?? steps[numColumns - 1] ?? null,
     numLayers,
     numColumns,
-    steps: new Float64Array(buffer, start, numColumns),
+    steps,
     median: table(0),
     low16: table(1),
     high16: table(2),

@@ -3,7 +3,7 @@
 import { STATE_INF, STATE_NAN, STATE_PRESENT, STATE_ZERO, logOf } from "./blob.js";
 import { formatLog, formatSteps } from "./numbers.js";
 import { pickCell } from "./raster.js";
-import { indexAt, segmentAt } from "./view.js";
+import { indexAt, lastStepOf, segmentAt } from "./view.js";
 
 /**
  * Describe a cell.
@@ -21,8 +21,7 @@ export function cellOf(heatmap, rowIndex, column, layer) {
   return {
     row: rows[rowIndex], rowIndex, layer, column,
     step: edges[column],
-    // A probe of step 50 says nothing of step 51, although its column is as wide as the way to the next.
-    lastStep: series.single ? edges[column] : Math.max(edges[column], edges[column + 1] - 1),
+    lastStep: lastStepOf(series, column),
     value: logOf(series.median[at]),
     low: logOf(series.low16[at]),
     high: logOf(series.high16[at]),

@@ -2,7 +2,7 @@
 
 import { isOpenFault } from "./runs.js";
 import { keyOfEnds } from "./state.js";
-import { columnEdges } from "./view.js";
+import { columnEdges, newestStep } from "./view.js";
 
 // Ours: a layer that moves by three decades from its own median has changed its behavior.
 const RELATIVE_ENDS = [-3, 3];
@@ -72,6 +72,12 @@ export function levelsOf(series, scale) {
   return [level(series.vanishing_threshold, scale.low, "low"), level(series.exploding_threshold, scale.high, "high")].filter(
     Boolean,
   );
+}
+
+/** Return the newest step of all series; null where there is none. */
+export function newestOf(series) {
+  const steps = series.filter((one) => one && one.numColumns).map(newestStep);
+  return steps.length ? Math.max(...steps) : null;
 }
 
 /** Return from where to where the steps of all series go, their last columns included; null where there is none. */

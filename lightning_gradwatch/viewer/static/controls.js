@@ -42,11 +42,13 @@ export class Controls {
     this.search = this.searchField();
     this.grouped = this.groupBox();
     this.reset = button("Reset zoom", "outlined", onReset, { hidden: true });
+    const row = (...parts) => element("div", { className: "gw-control-row" }, ...parts);
+    this.picture = row(this.search, this.grouped, this.scale.root, this.look.root, this.reset);
     this.root = element(
       "div",
       { className: "gw-controls", role: "region", "aria-label": "Choose what to see" },
-      element("div", { className: "gw-control-row" }, this.runs, this.quantities, this.optimizer.root, this.module.root),
-      element("div", { className: "gw-control-row" }, this.search, this.grouped, this.scale.root, this.look.root, this.reset),
+      row(this.runs, this.quantities, this.optimizer.root, this.module.root),
+      this.picture,
     );
   }
 
@@ -127,6 +129,8 @@ export class Controls {
   show(model) {
     this.showRuns(model);
     this.showQuantities(model);
+    // A run without a reading has nothing that could be searched or drawn in another way.
+    this.quantities.hidden = this.picture.hidden = !model.quantities.length;
     this.optimizer.show(model.optimizers, String(model.view?.optimizer));
     this.module.show(model.modules, model.view?.module);
     this.scale.show(model.state.relative ? "relative" : "absolute");

@@ -9,25 +9,28 @@ import { formatLog, medianOf, plainNumber, stepTicks } from "./numbers.js";
  * Draw the curve of a layer.
  *
  * `size`: {width, height}; `levels`: [{log, name, kind}]; `marks`: [{step, severity}]; `range`: first and last step that
- * are shown; `step`: where the line of the chosen step is; `onStep(step)`: the person has clicked at a step.
+ * are shown; `newest`: the last one that the axis may name; `step`: where the line of the chosen step is; `onStep(step)`:
+ * the person has clicked at a step.
  */
-export function drawCurve(series, layer, { size, levels, marks, range, step, onStep }) {
+export function drawCurve(series, layer, { size, levels, marks, range, newest, step, onStep }) {
   const columns = columnsBetween(series, range);
   const logs = (table) => columns.map((column) => logOf(table[layer * series.numColumns + column]));
   const [median, low, high] = [logs(series.median), logs(series.low16), logs(series.high16)];
   const yRange = logRange([...low, ...high], near(levels, [...low, ...high]));
+  const most = Math.max(2, Math.floor(size.width / 90));
   const chart = beginChart({
     ...size,
     label: curveInWords(series, layer, median, low, high),
     xRange: range,
     yRange,
-    xTicks: stepTicks(range[0], range[1], Math.max(2, Math.floor(size.width / 90))).map((tick) => [tick, plainNumber(tick)]),
+    xTicks: stepTicks(range[0], range[1], most, newest).map((tick) => [tick, plainNumber(tick)]),
     xTitle: "training step",
   });
   const at = columns.map((column) => chart.x(series.steps[column]));
   drawBand(chart, at, low, high);
   levels.forEach((level) => levelLine(chart, level.log, level.name, level.kind));
   chart.svg.append(drawing("path", { className: "gw-line", d: brokenPath(at.map((x, index) => [x, chart.y(median[index])])) }));
+  drawLone(chart, at, median);
   drawOdd(chart, series, layer, columns, at);
   marks.forEach((mark) => upright(chart, mark.step, range, `gw-mark gw-is-${mark.severity}`));
   upright(chart, step, range, "gw-cursor");
@@ -68,6 +71,14 @@ function drawBand(chart, at, low, high) {
     else close();
   });
   close();
+}
+
+// A value between two that are missing is no line, and would be out of sight.
+function drawLone(chart, at, median) {
+  median.forEach((log, index) => {
+    const isLone = ![median[index - 1], median[index + 1]].some(Number.isFinite);
+    if (Number.isFinite(log) && isLone) chart.svg.append(drawing("circle", { className: "gw-dot", cx: at[index], cy: chart.y(log), r: 2.5 }));
+  });
 }
 
 // What has no place on a log axis stands at its edge: not finite on top, zero at the bottom.

@@ -106,7 +106,7 @@ export class Diagnoses {
       element(
         "div",
         { className: "gw-card-end" },
-        button("Show it in the picture", "quiet", () => this.onJump(run, diagnosis)),
+        diagnosis.view ? button("Show it in the picture", "quiet", () => this.onJump(run, diagnosis)) : null,
         element("code", { className: "gw-faint", title: "The rule that found it", text: diagnosis.rule }),
       ),
     );

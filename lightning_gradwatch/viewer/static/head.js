@@ -1,6 +1,6 @@
 // The top of the page: the verdict, what is being looked at, and what went wrong with the page itself.
 
-import { element, button, showOnce, sign } from "./elements.js";
+import { element, button, copyButton, showOnce, sign } from "./elements.js";
 import { verdictOn } from "./runs.js";
 
 /** The verdict on the shown runs, as sentences. */
@@ -58,7 +58,12 @@ export function emptyPage(live, onLook) {
     { className: "gw-empty" },
     element("h1", { text: "No data yet" }),
     element("p", { text: words }),
-    element("div", { className: "gw-code" }, element("pre", {}, element("code", { text: lines.join("\n") }))),
+    element(
+      "div",
+      { className: "gw-code" },
+      element("pre", { tabindex: "0" }, element("code", { text: lines.join("\n") })),
+      copyButton("Copy", lines.join("\n")),
+    ),
     live ? button("Look again now", "outlined", onLook) : null,
   );
 }

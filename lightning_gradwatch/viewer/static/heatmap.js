@@ -5,7 +5,7 @@ import { NOTHING16, typicalOfLayer } from "./blob.js";
 import { cellAtPoint, cellInRow } from "./cells.js";
 import { extremeColumns } from "./extremes.js";
 import { rowNames } from "./labels.js";
-import { counted, plainNumber } from "./numbers.js";
+import { counted, formatSteps } from "./numbers.js";
 import { drawBrush, drawCrosshair, drawSelection } from "./overlay.js";
 import { scaleColors, themeColors } from "./palette.js";
 import { FRAME_HEIGHT, drawPicture, planPlot } from "./picture.js";
@@ -13,7 +13,7 @@ import { attachPointing } from "./pointing.js";
 import { ColorScale, cellValues } from "./raster.js";
 import { fitCanvas, makeStage } from "./stage.js";
 import { steering } from "./steering.js";
-import { AxisRange, columnEdges, indexAt } from "./view.js";
+import { AxisRange, columnEdges, indexAt, newestStep } from "./view.js";
 
 // A row of 18 pixels holds its name comfortably; three layers are still a picture.
 const ROW_HEIGHT = 18;
@@ -36,7 +36,7 @@ export class Heatmap {
     Object.assign(this, { series: null, cells: null, rows: [], period: blockPeriod([]), called: rowNames([]), edges: columnEdges([]), marks: [], extremes: [] });
     Object.assign(this, { ends: { low: -7, high: 5, relative: false }, typical: new Int32Array(0), scale: null });
     // What is shown, pointed at and picked; what is out of date.
-    Object.assign(this, { shared: null, tallest: null, active: null, selected: null, box: null, plot: null, clusters: [] });
+    Object.assign(this, { shared: null, newest: null, tallest: null, active: null, selected: null, box: null, plot: null, clusters: [] });
     Object.assign(this, { frame: 0, isStale: true, width: 0, theme: "light", shows: 0, drawn: "" });
     this.stepRange = new AxisRange(LEAST_SHOWN);
     this.rowRange = new AxisRange(LEAST_SHOWN);
@@ -114,6 +114,12 @@ export class Heatmap {
     this.limitSteps();
     if (steps === null) this.stepRange.reset();
     else this.stepRange.set(...steps);
+    this.redraw();
+  }
+
+  /** @param {number | null} step The last one that the axis may name, as of other runs; null for this run's own. */
+  setNewest(step) {
+    this.newest = step;
     this.redraw();
   }
 
@@ -231,8 +237,8 @@ export class Heatmap {
   }
 
   aboutText() {
-    const { series, rows, edges } = this;
-    const steps = series.numColumns ? `steps ${plainNumber(edges[0])} to ${plainNumber(edges[series.numColumns] - 1)}` : "no readings";
+    const { series, rows } = this;
+    const steps = series.numColumns ? formatSteps(series.steps[0], newestStep(series)) : "no readings";
     const keys = "Arrow keys move from cell to cell, plus and minus zoom, 0 shows all, Enter opens a cell.";
     return `${series.title}: ${counted(rows.length, "row")}, ${steps}. ${keys}`;
   }
@@ -261,7 +267,7 @@ export class Heatmap {
     this.stage.style.height = `${height}px`;
     const size = { width: this.stage.clientWidth, height, density: window.devicePixelRatio || 1 };
     // The page sets everything anew whenever any of it may have changed.
-    const drawn = JSON.stringify([this.shows, this.view, this.ends, this.theme, this.marks, size]);
+    const drawn = JSON.stringify([this.shows, this.view, this.newest, this.ends, this.theme, this.marks, size]);
     if (drawn === this.drawn) return;
     this.drawn = drawn;
     const context = fitCanvas(this.picture, size);

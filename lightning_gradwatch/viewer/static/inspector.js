@@ -63,7 +63,7 @@ export class Inspector {
     this.onMove({ layer: inside(layer + layers, series.numLayers), column: inside(column + columns, series.numColumns) });
   }
 
-  /** Show a cell: {run, series, layer, step, range, levels, marks}; null closes. */
+  /** Show a cell: {run, series, layer, step, range, newest, levels, marks}; null closes. */
   show(cell) {
     if (cell && this.root.hidden) this.before = document.activeElement;
     this.root.hidden = !cell;
@@ -99,9 +99,9 @@ export class Inspector {
   }
 
   curve(size) {
-    const { series, layer, column, range, levels, marks } = this.shown;
+    const { series, layer, column, range, newest, levels, marks } = this.shown;
     const onStep = (step) => this.onMove({ layer, column: columnAt(series, step) });
-    const drawn = drawCurve(series, layer, { size, levels, marks, range, step: series.steps[column], onStep });
+    const drawn = drawCurve(series, layer, { size, levels, marks, range, newest, step: series.steps[column], onStep });
     const head = "This layer over training";
     const under = `${bandInWords(series, layer)}${relation(series, layer, column)}`;
     return figureOf(size, head, under, drawn);

@@ -3,6 +3,12 @@
 import { decodeSeries } from "./blob.js";
 import { seriesOf } from "./runs.js";
 
+// How far the last column goes is known from what else the run has told, at its end from the last reading. A series that
+// has not changed stays the same object, and need not be drawn again.
+function withNewest(series, newest) {
+  return !series.single && newest > series.lastStep ? { ...series, lastStep: newest } : series;
+}
+
 // As many as a run has records at most; no screen is wider.
 const MOST_COLUMNS = 2048;
 
@@ -19,11 +25,14 @@ export class Library {
     if (!about) return { run, about: null, series: null, fault: null };
     const key = JSON.stringify([run.name, about.name]);
     const known = this.kept.get(key);
-    if (known && known.version === about.version) return { run, about, series: known.series, fault: null };
+    const kept = (series) => {
+      const upToDate = withNewest(series, run.last_step);
+      this.kept.set(key, { version: about.version, series: upToDate });
+      return { run, about, series: upToDate, fault: null };
+    };
+    if (known && known.version === about.version) return kept(known.series);
     try {
-      const series = decodeSeries(await this.source.series(run.name, about.name, MOST_COLUMNS));
-      this.kept.set(key, { version: about.version, series });
-      return { run, about, series, fault: null };
+      return kept(decodeSeries(await this.source.series(run.name, about.name, MOST_COLUMNS)));
     } catch (error) {
       // What was read before is better than nothing, and the message says that it is old.
       return { run, about, series: known?.series || null, fault: error.message };

@@ -105,14 +105,14 @@ export function decadeTicks(low, high, most) {
   return ticks;
 }
 
-/** Choose round steps for an axis, at most so many. */
-export function stepTicks(first, last, most) {
+/** Choose round steps for an axis, at most so many, none behind `newest`: the axis may end behind what was trained. */
+export function stepTicks(first, last, most, newest = Infinity) {
   if (last <= first) return [first];
   const rough = (last - first) / Math.max(most - 1, 1);
   const power = 10 ** Math.floor(Math.log10(rough));
   const every = Math.max(1, power * [1, 2, 5, 10].find((factor) => factor * power >= rough));
   const ticks = [];
-  for (let tick = Math.ceil(first / every) * every; tick <= last; tick += every) ticks.push(tick);
+  for (let tick = Math.ceil(first / every) * every; tick <= Math.min(last, newest); tick += every) ticks.push(tick);
   return ticks;
 }
 

@@ -4,8 +4,9 @@ import { element, copyButton, showOnce, sign } from "./elements.js";
 import { Heatmap } from "./heatmap.js";
 import { layerRows } from "./rows.js";
 import { layerTable } from "./table.js";
-import { counted, plainNumber } from "./numbers.js";
+import { counted, formatSteps } from "./numbers.js";
 import { symptomInWords, verdictOn } from "./runs.js";
+import { newestStep } from "./view.js";
 import { directionInWords } from "./words.js";
 
 const LEAST_HEIGHT = 240;
@@ -26,7 +27,10 @@ export class RunPanel {
     this.root = element("section", { className: "gw-panel" }, this.head, this.message, this.host, this.table, this.caption);
   }
 
-  /** Show {loaded, view, scale, theme, state, steps, whole, share, markdown, live, isAlone}; `share`: of the window's height. */
+  /**
+   * Show {loaded, view, scale, theme, state, steps, whole, newest, share, markdown, live, isAlone}; `share`: of the
+   * window's height; `newest`: the last step of all runs that are shown.
+   */
   show(model) {
     const { loaded, state } = model;
     const { run, series } = loaded;
@@ -75,6 +79,9 @@ export class RunPanel {
     const { run, about, series, fault } = loaded;
     if (fault && series) return `The newest numbers could not be read; the picture is older. ${fault}`;
     if (fault) return `\u201c${view.title}\u201d of ${run.name} cannot be read. ${fault}`;
+    if (!run.series.length && run.disabled) return "There is no picture: GradWatch was switched off before its first reading.";
+    if (!run.series.length && run.ended) return "There is no picture: this run has ended without a reading.";
+    if (run.diagnoses.length && !run.series.length) return "There is no picture: of this run only the findings are known.";
     if (!run.series.length) return "This run has no readings of GradWatch yet.";
     if (!about) {
       const others = [...new Set(run.series.map((one) => one.title))].join(", ");
@@ -83,6 +90,7 @@ export class RunPanel {
     if (!series.numColumns) return "No reading so far.";
     if (!layerRows(series.layers, { query: state.query }).length)
       return `No layer\u2019s name has \u201c${state.query}\u201d in it.`;
+    if (series.numColumns === 1 && run.ended) return "There is only one reading, so the picture is one column wide.";
     if (series.numColumns === 1)
       return "Only one reading so far, so the picture is one column wide. It grows with the next reading.";
     return "";
@@ -104,6 +112,7 @@ export class RunPanel {
     const wanted = JSON.stringify([whole, steps]);
     if (this.shownSteps !== wanted) [whole, ...(steps ? [steps] : [])].forEach((range) => this.heatmap.setSteps(range));
     this.shownSteps = wanted;
+    this.heatmap.setNewest(this.model.newest);
     this.heatmap.setMarks(this.marks());
   }
 
@@ -169,9 +178,5 @@ function endInWords(run, isLive) {
 }
 
 function stepsInWords(series) {
-  const { steps, numColumns } = series;
-  if (!numColumns) return "no reading";
-  return numColumns === 1
-    ? `step ${plainNumber(steps[0])}`
-    : `steps ${plainNumber(steps[0])} to ${plainNumber(steps[numColumns - 1])}`;
+  return series.numColumns ? formatSteps(series.steps[0], newestStep(series)) : "no reading";
 }

@@ -6,7 +6,7 @@ import { extremesOfCell } from "./extremes.js";
 import { clusterMarks, drawMarks } from "./marks.js";
 import { CODE_ABOVE, CODE_BELOW, cssColor } from "./palette.js";
 import { paintCells, reduceCells } from "./raster.js";
-import { segmentsOf } from "./view.js";
+import { newestStep, segmentsOf } from "./view.js";
 
 // Smaller cells have no room for a notch; the strip below the picture tells their extremes.
 const NOTCH_ROOM = { width: 3, height: 6 };
@@ -30,6 +30,7 @@ export function planPlot(heatmap, context, { width, height, density }) {
     width: Math.max(width - left - MARGIN.right, 1),
     height: Math.max(height - MARGIN.top - MARGIN.bottom, 1),
     density, series, cells, rows, called, edges, stepRange, rowRange, text, extremes,
+    newest: heatmap.newest ?? newestStep(series),
     ends: { above: cssColor(colors.rgb[CODE_ABOVE]), below: cssColor(colors.rgb[CODE_BELOW]) },
   };
   plot.columns = segmentsOf(edges, stepRange, Math.round(plot.width * density));

@@ -24,7 +24,7 @@ export function profileOf(series, column) {
 export function drawProfile(series, column, { size, layer, onLayer }) {
   const logs = profileOf(series, column);
   const fit = travelOf(series.quantity) ? fitAlong(logs) : null;
-  const last = Math.max(series.numLayers - 1, 1);
+  const last = series.numLayers - 1;
   const isTime = series.quantity === "time";
   const chart = beginChart({
     ...size,

@@ -27,14 +27,15 @@ export function worstFirst(diagnoses) {
 export function runsToShow(runs, chosen) {
   const known = chosen.map((name) => runs.find((run) => run.name === name)).filter(Boolean);
   if (known.length) return known;
-  const filled = runs.filter((run) => run.series.length);
-  // Not the last by name: version_9 comes behind version_10.
-  const newest = () => filled.reduce((one, other) => (beganAt(other) >= beganAt(one) ? other : one));
-  return filled.length <= SHOWN_UNASKED ? filled : [newest()];
+  const telling = runs.filter((run) => run.series.length || run.diagnoses.length || run.disabled);
+  // Not the last by name: that need not be the last that began.
+  const newest = (some) => some.reduce((one, other) => (beganAt(other) >= beganAt(one) ? other : one));
+  if (!telling.length) return runs.length ? [newest(runs)] : [];
+  return telling.length <= SHOWN_UNASKED ? telling : [newest(telling)];
 }
 
 function beganAt(run) {
-  return Math.max(...run.series.map((series) => series.started || 0));
+  return Math.max(run.began ?? 0, ...run.series.map((series) => series.started || 0));
 }
 
 /** Return what one answer of the source has that the one before had not: {runs: names, findings: sentences}. */
@@ -108,6 +109,9 @@ export function symptomInWords(symptom) {
  * the sentence.
  */
 export function verdictOn(run) {
+  if (run.disabled && !run.series.length) {
+    return { kind: "warning", head: "GradWatch was switched off", text: sentence(`before its first reading: ${run.disabled}`) };
+  }
   if (run.disabled) {
     return { kind: "warning", head: "GradWatch switched itself off", text: sentence(`nothing is known since: ${run.disabled}`) };
   }
@@ -136,10 +140,9 @@ export function verdictOn(run) {
 }
 
 function seenInWords(run) {
-  const steps = run.series.map((series) => series.last_step).filter((step) => step !== null);
   const layers = Math.max(0, ...run.series.filter((series) => series.quantity !== "time").map((series) => series.num_layers));
-  if (!steps.length) return "Nothing was measured so far.";
-  return `${counted(layers, "layer")} watched up to step ${plainNumber(Math.max(...steps))}.`;
+  if (run.last_step === null) return "Nothing was measured so far.";
+  return `${counted(layers, "layer")} watched up to step ${plainNumber(run.last_step)}.`;
 }
 
 /** Make a sentence of a message: a capital first, a full stop last. */

@@ -94,9 +94,37 @@ export function columnEdges(steps) {
   const count = steps.length;
   const edges = new Float64Array(count + 1);
   edges.set(steps);
-  const width = count > 1 ? Math.max(steps[count - 1] - steps[count - 2], 1) : 1;
-  if (count > 0) edges[count] = steps[count - 1] + width;
+  if (count > 0) edges[count] = endOfSteps(steps);
   return edges;
+}
+
+function endOfSteps(steps) {
+  const last = steps.length - 1;
+  return steps[last] + (last > 0 ? Math.max(steps[last] - steps[last - 1], 1) : 1);
+}
+
+/**
+ * Return the last step that a column speaks of, which is never one that was not trained.
+ *
+ * A probe of step 50 says nothing of step 51, although its column is as wide as the way to the next.
+ *
+ * @param {object} series With `steps`, `single` and `lastStep`.
+ * @param {number} column The column.
+ * @returns {number}
+ */
+export function lastStepOf({ steps, single, lastStep }, column) {
+  const first = steps[column];
+  if (single) return first;
+  const isLast = column === steps.length - 1;
+  return Math.max(first, isLast ? Math.min(lastStep ?? first, endOfSteps(steps) - 1) : steps[column + 1] - 1);
+}
+
+/**
+ * @param {object} series As for `lastStepOf`.
+ * @returns {number | null} The newest step of which it speaks; null where it has no column.
+ */
+export function newestStep(series) {
+  return series.steps.length ? lastStepOf(series, series.steps.length - 1) : null;
 }
 
 /**

@@ -2,6 +2,7 @@
 
 import { STATE_PRESENT, STATE_ZERO, STATE_NAN, STATE_INF, logOf } from "./blob.js";
 import { formatLog, formatSteps } from "./numbers.js";
+import { lastStepOf } from "./view.js";
 
 /** Say why there is no number. */
 export const ABSENT_IN_WORDS = "no gradient: frozen, unused, or another optimizer\u2019s";
@@ -19,10 +20,9 @@ export function stateInWords(state, quantity = "norms") {
 /** Return what a series holds of a layer in a column. */
 export function readingOf(series, layer, column) {
   const at = layer * series.numColumns + column;
-  const next = series.steps[column + 1];
   return {
     step: series.steps[column],
-    lastStep: next === undefined || series.single ? series.steps[column] : Math.max(series.steps[column], next - 1),
+    lastStep: lastStepOf(series, column),
     value: logOf(series.median[at]),
     low: logOf(series.low16[at]),
     high: logOf(series.high16[at]),

@@ -1,4 +1,4 @@
-"""Test ``lightning_gradwatch.report.jsonl``."""
+"""Test ``lightning_gradwatch.report.jsonl_sink``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_gradwatch.detect.diagnosis import Diagnosis, Symptom
-from lightning_gradwatch.report.jsonl import FORMAT_VERSION, JsonlSink
+from lightning_gradwatch.report.jsonl_sink import FORMAT_VERSION, JsonlSink
 
 SICK = Diagnosis("dead", Symptom.DEAD, layers=("fc\u00e9",), step=3, evidence={"worst": np.float64("nan")})
 

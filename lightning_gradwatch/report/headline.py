@@ -8,7 +8,7 @@ from lightning_gradwatch.detect.diagnosis import Diagnosis
 from lightning_gradwatch.report.log import plural
 
 
-def verdict_of(diagnoses: Sequence[Diagnosis]) -> tuple[str, ...]:
+def headline_of(diagnoses: Sequence[Diagnosis]) -> tuple[str, ...]:
     """Say how a run fares, in parts of a few words each, those first that matter most.
 
     Args:
@@ -19,9 +19,9 @@ def verdict_of(diagnoses: Sequence[Diagnosis]) -> tuple[str, ...]:
 
     Example:
         >>> from lightning_gradwatch.detect.diagnosis import Symptom
-        >>> verdict_of([Diagnosis("dead", Symptom.DEAD, step=7), Diagnosis("spike", Symptom.SPIKE, recovered_at=9)])
+        >>> headline_of([Diagnosis("dead", Symptom.DEAD, step=7), Diagnosis("spike", Symptom.SPIKE, recovered_at=9)])
         ('DEAD since step 7', '1 warning recovered')
-        >>> verdict_of([])
+        >>> headline_of([])
         ('no warning',)
     """
     warnings = [d for d in diagnoses if d.severity == "warning"]
