@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,19 @@ from hypothesis import settings
 from models import CLASSES, WIDTH, RecordingSink
 from torch.utils.data import DataLoader, TensorDataset
 
+# They train whole networks. To trace each line would take as long again, and the tests of single modules reach the same
+# lines.
+UNTRACED = [Path(__file__).with_name(name) for name in ("benchmarks", "support")]
 # A deadline would be a timing, and machines are noisy.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none."""
+    """Leave out what needs a GPU where there is none, and run what takes long without measuring coverage."""
+    for item in items:
+        if any(folder in item.path.parents for folder in UNTRACED):
+            item.add_marker(pytest.mark.no_cover)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,4 +1,4 @@
-"""Test the scripts in ``examples/``: each runs as a person would run it."""
+"""Test the scripts in ``examples/``: each runs as a person would run it, most in a forked process."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(script: str, directory: Path, steps: int) -> str:
+def run(script: str, *arguments: str, directory: Path, start: Callable[..., Any] = python) -> str:
     """Run an example and return what it prints, log included."""
-    command = [sys.executable, str(EXAMPLES / script), f"--max_steps={steps}", f"--directory={directory}"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
+    done = start(EXAMPLES / script, *arguments, environment=environment, cwd=directory)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
+def from_a_shell(*command: object, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python anew, all imports included."""
+    started = [sys.executable, *map(str, command)]
+    return subprocess.run(started, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+
 def test_sigmoid_vs_relu_tells_the_networks_apart(tmp_path):
     """The sigmoid network and the default ReLU network vanish and stay at chance; the He network learns quietly."""
-    out = run("sigmoid_vs_relu.py", tmp_path, 500)
+    arguments = ["--max_steps=300", f"--directory={tmp_path}"]
+    out = run("sigmoid_vs_relu.py", *arguments, directory=tmp_path, start=from_a_shell)
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("sigmoid ", "relu-"))}
     accuracies = {name: float(row.split()[1].rstrip("%")) for name, row in rows.items()}
     assert accuracies["relu-he"] >= 90
@@ -41,7 +50,7 @@ def test_sigmoid_vs_relu_tells_the_networks_apart(tmp_path):
 
 def test_clipping_tames_the_recurrent_network(tmp_path):
     """Without a clipper the network is told to explode and learns nothing; with one it learns, and nothing is told."""
-    out = run("clipping.py", tmp_path, 800)
+    out = run("clipping.py", "--max_steps=500", f"--directory={tmp_path}", directory=tmp_path)
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("unclipped ", "clipped "))}
     assert "exploding since step 1" in rows["unclipped"]
     assert rows["clipped"].endswith("quiet")
@@ -66,27 +75,19 @@ QUICK = {
 }
 
 
-def quick(script: str, arguments: list[str], directory: Path) -> str:
-    """Run an example with little to do and return what it prints, log included."""
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("script", QUICK)
 def test_an_example_prints_its_table(script, tmp_path):
     """A short run shows what the script is there to show."""
     arguments, expected = QUICK[script]
-    out = quick(script, arguments, tmp_path)
+    out = run(script, *arguments, directory=tmp_path)
     assert [text for text in expected if text not in out] == []
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_several_processes_tell_the_same(strategy, tmp_path):
     """The launch line of the docstring runs on a CPU, and both ways of sharing the work find the same fault."""
-    out = quick("several_processes.py", [f"--strategy={strategy}", "--devices=2", "--max_steps=6"], tmp_path)
+    arguments = [f"--strategy={strategy}", "--devices=2", "--max_steps=6"]
+    out = run("several_processes.py", *arguments, directory=tmp_path)
     assert f"{strategy}, 2 processes: vanishing.depth in 9 layers since step 3" in out
     assert out.count("VANISHING: the first layers get almost no gradient") == 1
 
@@ -95,7 +96,7 @@ def test_lightning_cli_trains_from_yaml(tmp_path):
     """The command of the docstring trains, clips and finds no fault."""
     folder = EXAMPLES / "cli_yaml"
     arguments = ["fit", f"--config={folder / 'config.yaml'}", "--trainer.max_steps=20"]
-    out = quick("cli_yaml/main.py", arguments, tmp_path)
+    out = run("cli_yaml/main.py", *arguments, directory=tmp_path)
     assert "GradWatch  seen       no fault in 20 readings" in out
 
 

@@ -223,6 +223,7 @@ def rounding(text: str) -> float:
     return 0.51 * 10.0 ** (last - 2 * text.endswith("%"))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_the_page_names_what_the_scripts_measure(claim):
     """Each number of the row is measured again; none is added, and none stands outside of backticks."""

@@ -57,6 +57,7 @@ def test_rows_come_back_as_they_were_appended():
     check_rows(history)
 
 
+@pytest.mark.no_cover
 def test_a_long_run_stays_in_its_bytes_and_keeps_a_uniform_picture():
     """After 100,000 rows the first row, a uniform picture and the newest window are there, in the bytes allowed."""
     history = GradientHistory(["l0"], window=16, max_bytes=8192)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,12 +29,17 @@ INTEGRATED = {
 FAMILY = {"mish": "silu", "hardswish": "silu", "celu": "elu"}
 
 
+@cache
+def halves(num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return points and weights on both halves of the line: the functions have a corner at zero."""
+    points, weights = np.polynomial.legendre.leggauss(num)
+    z = np.concatenate([5 * (points - 1), 5 * (points + 1)])
+    return z, 5 * np.concatenate([weights, weights]) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
 def power(function, gain: float, num: int = 100) -> float:
     """Integrate phi(gain z)^2 over a unit Gaussian by Gauss-Hermite quadrature, on both sides of zero."""
-    points, weights = np.polynomial.legendre.leggauss(num)
-    # Halves of the line apart: the functions have a corner at zero.
-    z = np.concatenate([5 * (points - 1), 5 * (points + 1)])
-    density = 5 * np.concatenate([weights, weights]) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    z, density = halves(num)
     return float((function(torch.from_numpy(gain * z)).numpy() ** 2 * density).sum())
 
 

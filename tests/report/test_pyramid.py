@@ -38,6 +38,7 @@ def fed(values: Any, most: int | None = None) -> tuple[Pyramid, Counter[int]]:
     return pyramid, written
 
 
+@pytest.mark.no_cover
 def test_a_million_readings_are_ten_tags_and_keep_every_one_step_event():
     """2,048 records a tag; the newest has 1,953 equal columns, in which each planted step is still to be seen."""
     table = 10.0 ** np.random.default_rng(0).uniform(-4, -2, (4096, 3))

@@ -7,8 +7,6 @@ import csv
 import json
 import logging
 import signal
-import subprocess
-import sys
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from forked import python
 from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, trainer_in
 from oracle import SavedGradients, assert_same, before_clipping, same_weights, saves_gradients, totals
 from torch import nn
@@ -1573,13 +1572,7 @@ def assert_told(text: str, directory: Path) -> None:
 def test_a_signal_loses_nothing(tmp_path, name, code):
     """A real signal ends the run: closing lines, diagnoses and picture are written before the process ends."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    run = subprocess.run(
-        [sys.executable, tmp_path / "script.py", name, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = python(tmp_path / "script.py", name, tmp_path, cwd=tmp_path)
     assert run.returncode == code
     assert ("SIGTERM" if name == "SIGTERM" else "KeyboardInterrupt") in run.stdout + run.stderr
     assert_told(run.stdout + run.stderr, tmp_path)

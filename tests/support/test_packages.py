@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import python
 from models import deep_net, module_in, trainer_in
 from oracle import assert_same, norm, saves_gradients
 from torch import nn
@@ -135,8 +135,7 @@ class Person:
     def runs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command line and return what it printed."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
-        command = [sys.executable, "train.py", "fit", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=self.directory)
+        return python("train.py", "fit", *arguments, environment=environment, cwd=self.directory)
 
     def trains(self, *arguments: str) -> tuple[dict[str, Any], str]:
         """Run a command line that trains; return what the script found in GradWatch at the end, and the log."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 import random
 import re
-import subprocess
-import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -662,20 +659,6 @@ def test_under_torch_compile_it_steps_aside(pl, tmp_path, data, caplog, what):
 # ---- several processes
 
 
-SCRIPT = Path(__file__).with_name("several_processes.py")
-SPREAD = ["ddp_probe", "ddp_probe_accumulation", "fsdp2_probe"]
-
-
-@pytest.fixture(scope="module")
-def spread(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Play the scenarios with a probe in two processes each."""
-    directory, tests = tmp_path_factory.mktemp("spread"), SCRIPT.parents[1]
-    paths = os.pathsep.join(map(str, (tests.parent, tests)))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(SCRIPT), str(directory), *SPREAD], env=environment, check=True, timeout=180)
-    return directory
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -684,10 +667,10 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("fsdp2_probe", marks=pytest.mark.supports("the signal probe under FSDP2")),
     ],
 )
-def test_a_probe_in_several_processes_changes_nothing(spread, name):
+def test_a_probe_in_several_processes_changes_nothing(played, name):
     """Weights and random states of each process end as without GradWatch, and each step was probed in each process."""
     for rank in range(2):
-        record = json.loads((spread / f"{name}-{rank}.json").read_text())
+        record = json.loads((played / f"{name}-{rank}.json").read_text())
         assert "failed" not in record, record["failed"]
         assert record["weights"] == record["unwatched_weights"]
         assert record["random"] == record["unwatched_random"]
@@ -696,7 +679,7 @@ def test_a_probe_in_several_processes_changes_nothing(spread, name):
         for probe in record["probes"]:
             assert all(value > 0 for value in probe["signal"] + probe["delta"] + probe["update_ratio"])
             assert len(probe["time"]) == 1
-        assert "no signal probe" not in (spread / f"{name}-{rank}.err").read_text()
+        assert "no signal probe" not in (played / f"{name}-{rank}.err").read_text()
 
 
 # ---- both styles

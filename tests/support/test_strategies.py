@@ -6,18 +6,13 @@ All of it happens in real processes, in one launch of ``several_processes.py``; 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from models import trainer_in
 from oracle import assert_same
 from support.several_processes import FAILING_STEPS, FAILS_AT, NUM_PROCESSES, OFTEN, POISONED_BATCH, STEPS
@@ -25,36 +20,6 @@ from support.spawned import Keeps, Plain
 
 from lightning_gradwatch.agreement import EVERY_N_BATCHES
 from lightning_gradwatch.detect.progress import loss_has_fallen
-
-SCRIPT = Path(__file__).with_name("several_processes.py")
-LIMIT_SECONDS = 400
-
-
-def launch(directory: Path) -> None:
-    """Play all scenarios; a hang ends with an error and leaves no process behind."""
-    tests = SCRIPT.parents[1]
-    paths = os.pathsep.join(map(str, (tests.parent, tests)))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    # A group of its own, so that what it forks can be ended with it.
-    process = subprocess.Popen([sys.executable, str(SCRIPT), str(directory)], env=environment, start_new_session=True)
-    try:
-        assert process.wait(LIMIT_SECONDS) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@pytest.fixture(scope="session")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory with what all scenarios wrote; the workers of pytest-xdist share one launch."""
-    base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "several_processes"
-    with FileLock(f"{directory}.lock"):
-        if not directory.exists():
-            directory.mkdir()
-            launch(directory)
-    return directory
 
 
 def records_of(played: Path, name: str) -> list[dict[str, Any]]:
