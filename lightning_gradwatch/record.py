@@ -136,12 +136,10 @@ class Record:
             signals = widened_signals(pending.probe.snapshot(), self.history.layers)
             self.probes.append(signals)
         self.num_readings += bool(snapshot.present.any()) and not overflow
-        number = snapshot.optimizer
+        probes = self.probes.of(snapshot.optimizer)
         self._judge.clipped = self.clipped
         changes = (
-            Changes()
-            if overflow
-            else self._judge.judge(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
+            Changes() if overflow else self._judge.judge(snapshot, self.history, probes, reader, pending.optimizer)
         )
         changes = self._rehearsed(changes)
         self._onsets += changes.onsets
@@ -150,7 +148,7 @@ class Record:
         self._answered[snapshot.optimizer] = (pending.due, pending.log_step if report.due else -1)
         if overflow:
             return
-        verdict = self._judge.healthy(snapshot, self.history, self.probes.of(number), reader, pending.optimizer)
+        verdict = self._judge.healthy(snapshot, self.history, probes, reader, pending.optimizer)
         if verdict is not None:
             names = [about.name for about in reader.descriptions if about.trainable]
             self._teller.say(healthy_text(report, names, verdict.factor, verdict.update_ratio))

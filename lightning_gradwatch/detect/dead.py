@@ -12,6 +12,10 @@ from lightning_gradwatch.detect.progress import outcome_of
 from lightning_gradwatch.measure.snapshot import BoolArray, LayerDescription
 
 _SIGMOIDS = ("sigmoid", "tanh")
+_UNDERFLOW = (
+    "gradients below 6e-8, the least number of float16, become 0 on their way back, and no loss scaler is at work; or "
+    "an operation has slope 0 (round, sign, a comparison)"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class DeadRule:
         one_unit = last.name if everywhere and not off and not alive and _softmax_over_one(last) else ""
         flat = everywhere and not off and (alive or last.activation in _SIGMOIDS)
         beyond = everywhere and bool(observations.signals)
+        half = (cut or everywhere) and not (off or one_unit or alive) and _in_unscaled_float16(observations)
         yield Diagnosis(
             rule="dead",
             symptom=Symptom.DEAD,
@@ -83,16 +88,21 @@ class DeadRule:
             measured=f"exactly 0 in {len(layers)} of {len(living)} layers, reading after reading; "
             + ("it was not 0 before" if alive else "it was never anything else")
             + (f"; all units behind {off} are 0 for every sample" if off else ""),
-            cause=_saturated(last.name, beyond=beyond) if flat else _cause(off, one_unit, cut=cut, beyond=beyond),
+            cause=_UNDERFLOW
+            if half
+            else _saturated(last.name, beyond=beyond)
+            if flat
+            else _cause(off, one_unit, cut=cut, beyond=beyond),
             evidence={
                 "everywhere": everywhere,
                 "ever_alive": alive,
                 "dead_units": off,
                 "one_unit": one_unit,
-                "saturated": last.name if flat else "",
+                "saturated": last.name if flat and not half else "",
+                "float16": half,
                 "flat_operation": cut
                 and bool(observations.signals)
-                and not (off or one_unit or flat or everywhere or alive),
+                and not (off or one_unit or flat or everywhere or alive or half),
                 "next_layer": observations.layers[living[len(layers)]].name if cut and not everywhere else "",
                 "learning_rate": float(np.nanmax(readings.learning_rates[-1], initial=0.0)),
             },
@@ -163,6 +173,11 @@ def _dead_units(observations: Observations) -> str:
     while first and off[first - 1]:
         first -= 1
     return observations.layers[judged[first]].name
+
+
+def _in_unscaled_float16(observations: Observations) -> bool:
+    """Tell whether gradients go back through float16 and no loss scaler has brought them above its least number."""
+    return bool(observations.signals) and observations.signals[-1].unscaled_float16
 
 
 def _softmax_over_one(last: LayerDescription) -> bool:

@@ -55,8 +55,12 @@ class StallRule:
         if len(observations.signals) < 2:
             return
         judged = _judged(observations, -1)
-        newest, before = (_moved(observations, judged, snapshot) for snapshot in observations.signals[:-3:-1])
-        most = float(np.maximum(_largest(newest), _largest(before)))
+        newest = _moved(observations, judged, observations.signals[-1])
+        most = _largest(newest)
+        if most >= self.min_update:
+            # Nearly always.
+            return
+        most = float(np.maximum(most, _largest(_moved(observations, judged, observations.signals[-2]))))
         # NaN: nothing was measured.
         if not most < self.min_update:
             return

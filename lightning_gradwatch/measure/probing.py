@@ -75,6 +75,7 @@ class ProbeReading:
             update_ratio=self._updates(moved),
             training=self._any(calls, [call.training for call in calls]),
             fed_by_cut=self._any(calls, _fed_by_lost(calls)),
+            unscaled_float16=self._signals.float16 and self._scale is None,
             time=(*self._recurrent(times, factor), *self._repeated(calls, _regrouped(deltas, chosen), factor)),
         )
 

@@ -118,16 +118,18 @@ def _plain(snapshot: SignalSnapshot) -> dict[str, Any]:
         "layers": list(snapshot.layers),
         **arrays,
         "time": time,
+        "unscaled_float16": snapshot.unscaled_float16,
     }
 
 
 def _from_plain(saved: Mapping[str, Any]) -> SignalSnapshot:
-    arrays = {name: np.array(saved[name], dtype=np.float64) for name in _PER_LAYER}
+    arrays: dict[str, Any] = {name: np.array(saved[name], dtype=np.float64) for name in _PER_LAYER}
     return SignalSnapshot(
         step=saved["step"],
         optimizer=saved["optimizer"],
         layers=tuple(saved["layers"]),
         order=np.array(saved["order"], dtype=np.int64),
         time=tuple(TimeProfile(column, np.array(delta), *kinds) for column, delta, *kinds in saved["time"]),
+        unscaled_float16=saved["unscaled_float16"],
         **arrays,
     )

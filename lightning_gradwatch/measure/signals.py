@@ -66,6 +66,7 @@ class Signals:
         units: What their activations did, by layer.
         times: Layer, norm of each time step's gradient, and the numbers that each is made of.
         both_ways: Recurrent layers that read their sequence in both directions.
+        float16: Whether a layer has put out float16, in which gradients below 6e-8 are zero.
         open: Whether gradients still belong to this step.
     """
 
@@ -73,6 +74,7 @@ class Signals:
     units: dict[int, Units] = field(default_factory=dict)
     times: list[tuple[int, Tensor, list[int]]] = field(default_factory=list)
     both_ways: set[int] = field(default_factory=set)
+    float16: bool = False
     open: bool = True
 
 
@@ -284,6 +286,7 @@ class SignalProbe:
         signals, dim = self._signals, unit_dim(module, value)
         call = Call(column, norm_in_pieces(value), value.numel(), dim, module.training, fed_by_cut)
         signals.calls.append(call)
+        signals.float16 |= value.dtype == torch.float16
         self.shapes.setdefault(column, tuple(value.shape))
         node: Any = value.grad_fn
         if node is not None:

@@ -172,6 +172,8 @@ class SignalSnapshot:
             output of a trainable layer to which no gradient came back in this step; 0 for any other that was called,
             ``[num_layers]``.
         time: Profiles along time, one for each layer that is used step after step.
+        unscaled_float16: Whether a layer has put out float16, in which gradients below 6e-8 are zero, and nobody has
+            named a loss scaler.
     """
 
     step: int
@@ -187,6 +189,7 @@ class SignalSnapshot:
     training: FloatArray
     fed_by_cut: FloatArray
     time: tuple[TimeProfile, ...] = ()
+    unscaled_float16: bool = False
 
 
 def widened(snapshot: GradientSnapshot, num_layers: int) -> GradientSnapshot:

@@ -24,18 +24,27 @@ def against_dead(case: Case) -> list[Remedy]:
     if case.diagnosis.severity == "notice":
         # A branch that nothing chose is not cured by other weights.
         return []
-    if evidence.get("one_unit"):
-        return _two_classes_in_one_unit(case, str(evidence["one_unit"]))
-    if evidence.get("dead_units"):
-        return _against_dead_units(case)
-    if evidence.get("saturated"):
-        return _against_saturation(case, str(evidence["saturated"]))
+    known = _against_what_was_seen(case)
+    if known:
+        return known
     weights = against_small_weights(case)
     if evidence.get("ever_alive"):
         # Something has put it out: what has slope 0 was there from the start.
         return [*reinitialize(case), _slower(case), *weights]
     flat = evidence.get("everywhere") or (evidence.get("flat_operation") and not _underflows(case))
     return [_flat_operation(case), *weights] if flat else weights
+
+
+def _against_what_was_seen(case: Case) -> list[Remedy]:
+    """Return the ways out where the rule has named the cause; nothing where it has not."""
+    evidence = case.diagnosis.evidence
+    if evidence.get("one_unit"):
+        return _two_classes_in_one_unit(case, str(evidence["one_unit"]))
+    if evidence.get("dead_units"):
+        return _against_dead_units(case)
+    if evidence.get("float16"):
+        return [_scale_the_loss(case), _flat_operation(case)]
+    return _against_saturation(case, str(evidence["saturated"])) if evidence.get("saturated") else []
 
 
 def _underflows(case: Case) -> bool:
@@ -46,6 +55,20 @@ def _underflows(case: Case) -> bool:
         if scheme is not None and standing.std > 0:
             shares.append(math.log10(standing.std / standing.of(scheme)))
     return sum(shares) < _UNDERFLOW
+
+
+def _scale_the_loss(case: Case) -> Remedy:
+    return Remedy(
+        title='Trainer(precision="16-mixed"), or torch.amp.GradScaler in a loop of your own; or bfloat16',
+        reason="a loss that is multiplied before the backward pass brings gradients above the least number of float16, "
+        "and the scaler divides them again (Micikevicius et al., 2018); bfloat16 reaches as far down as float32",
+        diagnosis=case.diagnosis,
+        code="scaler = torch.amp.GradScaler()\n"
+        "scaler.scale(loss).backward()  # and in place of optimizer.step():\n"
+        "scaler.step(optimizer)\n"
+        "scaler.update()",
+        trainer_kwargs={"precision": "16-mixed"},
+    )
 
 
 def _two_classes_in_one_unit(case: Case, layer: str) -> list[Remedy]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,17 @@ class TestCause:
         (finding,) = RULE(observe(zeros_and_ones(2, 1), signals=[seen]))
         assert "all units behind fc1 are 0 for every sample" in finding.measured
         assert finding.cause.startswith("dead ReLU")
+
+    def test_float16_without_a_scaler_is_the_likely_cause(self, observe, probe) -> None:
+        """Zeros in every layer, or from one back to the input; with a scaler, or once alive, something else is it."""
+        for zeros, alive in ((2, 1), (3, 0)):
+            seen = replace(probe(np.zeros(zeros + alive), dead=0.5), unscaled_float16=True)
+            (finding,) = RULE(observe(zeros_and_ones(zeros, alive), signals=[seen]))
+            assert finding.cause.startswith("gradients below 6e-8, the least number of float16")
+            assert finding.evidence["float16"]
+            assert not finding.evidence["flat_operation"]
+            (other,) = RULE(observe(zeros_and_ones(zeros, alive), signals=[replace(seen, unscaled_float16=False)]))
+            assert not other.evidence["float16"]
 
     def test_half_of_the_units_off_is_what_relu_is(self, observe, probe) -> None:
         """Such units are no cause, and neither is what was not measured."""

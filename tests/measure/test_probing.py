@@ -78,6 +78,23 @@ def test_a_loss_scalers_factor_is_taken_out_of_gradients_alone(scale, factor):
         assert profile.delta == pytest.approx(deltas, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "unscaled"),
+    [(torch.float16, None, True), (torch.float16, 2.0, False), (torch.bfloat16, None, False), (None, None, False)],
+    ids=str,
+)
+def test_float16_without_a_scaler_is_noted(dtype, scale, unscaled):
+    """Autocast makes it of the layers' outputs; bfloat16 reaches as far down as float32."""
+    net, probe = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)), SignalProbe()
+    probe.begin(find_layers(net))
+    with torch.autocast("cpu", dtype=dtype or torch.float16, enabled=dtype is not None):
+        loss = net(torch.ones(2, 4)).float().sum()
+    loss.backward()
+    signals = probe.take()
+    probe.end()
+    assert read(signals, 2, scale=None if scale is None else torch.tensor(scale)).unscaled_float16 is unscaled
+
+
 @pytest.mark.parametrize("num_calls", [MIN_CALLS - 1, MIN_CALLS])
 def test_many_calls_of_one_layer_make_a_profile(num_calls):
     """From eight calls on there is one, in the order of the calls; a call to which nothing came back is a gap."""

@@ -69,6 +69,14 @@ def test_a_flat_operation_is_looked_for_behind_the_last_layer():
     assert dead(everywhere=False, dead_units="", one_unit="") == []
 
 
+def test_float16_without_a_scaler_is_scaled_first():
+    """The code is that of torch's documentation, and the Trainer's argument does the same."""
+    scaled, flat = dead(everywhere=True, float16=True, dead_units="", one_unit="")
+    assert "GradScaler" in scaled.code
+    assert scaled.trainer_kwargs == {"precision": "16-mixed"}
+    assert "slope 0" in flat.title
+
+
 def test_a_branch_that_nothing_chose_is_left():
     """A notice has no cure."""
     assert dead("notice", dead_units="0") == []
