@@ -14,12 +14,13 @@ from benchmarks.overhead.bare import steps_of
 from benchmarks.overhead.growth import by_layers, by_parameters
 from benchmarks.overhead.memory import by_length
 from benchmarks.overhead.page import page
+from benchmarks.overhead.parts import by_parts
 from benchmarks.overhead.processes import by_processes
 from benchmarks.overhead.trainer import fits_of
 from benchmarks.overhead.variants import VARIANTS
 from benchmarks.overhead.works import WORKS
 
-_PARTS = ("bare", "trainer", "growth", "processes", "memory")
+_PARTS = ("bare", "trainer", "growth", "parts", "processes", "memory")
 
 
 def main() -> None:
@@ -44,7 +45,8 @@ def main() -> None:
     parameters = list(by_parameters(asked.rounds)) if grows else []
     processes = by_processes() if "processes" in asked.only else []
     held = by_length() if "memory" in asked.only else []
-    text = page("make bench", _machine(), 1, bare, fits, layers, parameters, processes, held)
+    parts = by_parts() if "parts" in asked.only else {}
+    text = page("make bench", _machine(), 1, bare, parts, fits, layers, parameters, processes, held)
     print(text)
     if asked.table is not None:
         asked.table.write_text(text)
