@@ -51,11 +51,11 @@ _PARAMETERS = """
 |---|---|---|---|
 """
 _PARTS = f"""
-GradWatch reads what the floor reads, in one fused call as well; tensors of more than 65,536 numbers in rows, since one
-float32 sum over all of them loses digits, which costs 3 to 8% of the floor. The rest is Python, about the same for every
-model, so that it weighs most where the floor is smallest: with a floor of 3 ms, 15% of it are fewer microseconds than the
-Python around one reading takes. Here it is alone: {LAYERS_OF_PARTS} layers of width 4, whose gradients cost nothing.
-On CUDA none of it waits for the device, as tests count in which a CPU plays the part.
+GradWatch reads what the floor reads, in one fused call as well; tensors of more than 65,536 numbers in rows, since
+one float32 sum over all of them loses digits, which costs 3 to 8% of the floor. The rest is Python, about the same
+for every model, so that it weighs most where the floor is smallest: with a floor of 3 ms, 15% of it are fewer
+microseconds than the Python around one reading takes. Here it is alone: {LAYERS_OF_PARTS} layers of width 4, whose
+gradients cost nothing. On CUDA none of it waits for the device, as tests count in which a CPU plays the part.
 
 | part of a step | microseconds |
 |---|---|
@@ -63,9 +63,10 @@ On CUDA none of it waits for the device, as tests count in which a CPU plays the
 _PROCESSES = f"""
 ## What processes send each other
 
-Counted, not timed: what one process sends in {STEPS} steps of {LAYERS} layers ({2 * LAYERS} parameter tensors) because
-of GradWatch. Sharded gradients are measured by all processes together, in one message a reading; the losses of 20
-steps, and whether anything failed, are exchanged in one. Norms are float32 on a CPU, and float64 on CUDA: twice the bytes.
+Counted, not timed: what one process sends in {STEPS} steps of {LAYERS} layers ({2 * LAYERS} parameter tensors)
+because of GradWatch. Sharded gradients are measured by all processes together, in one message a reading; the losses
+of 20 steps, and whether anything failed, are exchanged in one. Norms are float32 on a CPU, and float64 on CUDA:
+twice the bytes.
 
 | strategy | processes | collectives in {STEPS} steps | bytes |
 |---|---|---|---|
@@ -73,7 +74,8 @@ steps, and whether anything failed, are exchanged in one. Norms are float32 on a
 _HELD = """
 ## What is remembered
 
-Runs that no benchmark could train, fed to the history (bound: 64 MiB) and to one series of the picture (bound: 32 MiB).
+Runs that no benchmark could train, fed to the history (bound: 64 MiB) and to one
+series of the picture (bound: 32 MiB).
 
 | layers | readings | rows of the history | its bytes, at most | columns of a series | its bytes, at most |
 |---|---|---|---|---|---|

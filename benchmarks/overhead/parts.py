@@ -1,4 +1,4 @@
-"""Where the time of a step goes that reading gradients does not take: with gradients so small that they cost nothing."""
+"""Where the time of a step goes that reading gradients does not take: here they are so small that they cost nothing."""
 
 from __future__ import annotations
 
