@@ -25,6 +25,7 @@ help:
 	@echo "                two cores; goes on where it was stopped; without runs/repair.jsonl it begins anew)"
 	@echo "make bench      time what watching costs, beside the floor and what people use instead, and write docs/performance.md"
 	@echo "make lint       run ruff, mypy and the import contracts"
+	@echo "make clean      remove what the others have made: environments, runs (the ward's, too), builds and caches"
 
 demo: .venv/.examples
 	$(BIN)/python examples/sigmoid_vs_relu.py
@@ -73,7 +74,8 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-oldest .venv-strangers .venv-dist build dist site *.egg-info runs lightning_logs
+	rm -rf .venv .venv-oldest .venv-strangers .venv-dist build dist site *.egg-info runs lightning_logs \
+		.hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage .coverage.* htmlcov
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

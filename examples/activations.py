@@ -3,7 +3,7 @@
 The slope of the activation is half of the story. What goes back through a wide layer with independent weights is
 multiplied, in the mean square, by
 
-    chi = fan_in * Var(w) * E[g'(z)^2]
+    chi = fan_out * Var(w) * E[g'(z)^2]
 
 (Poole et al., 2016; Schoenholz et al., 2017), and gradients keep their size where chi is 1. So a slope below 1 is not
 needed for vanishing (ReLU in PyTorch's default initialization), nor does it suffice (a sigmoid with large weights), and

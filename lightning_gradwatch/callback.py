@@ -247,7 +247,8 @@ class GradWatch(Callback):
             quantity: ``"norms"`` (gradient norms), ``"ratios"`` (norms by those of the weights), and what the signal
                 probe saw: ``"signal"``, ``"delta"``, ``"updates"``, ``"time"``.
             optimizer: Number of the optimizer.
-            ax: Where to draw; by default the axes of a new figure, of which pyplot knows nothing.
+            ax: Where to draw; by default the axes of a new figure, of which pyplot knows nothing. The title is the left
+                one: ``ax.set_title("He", loc="left")`` puts a name of your own in its place.
 
         Returns:
             The figure: a notebook shows it, ``figure.savefig("gradients.png")`` writes it.

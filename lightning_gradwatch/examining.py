@@ -180,7 +180,10 @@ class _Examination:
             notes=(*notes, *self._notes),
         )
         if not len(probes):
-            return replace(told, notes=(*told.notes, "the signal probe saw no gradient: parameter gradients only"))
+            note = "the signal probe saw no gradient: parameter gradients only"
+            if not history.present.any():
+                note = "no gradient reached any layer: does `loss_closure` use the model that it is given?"
+            return replace(told, notes=(*told.notes, note))
         first = probes[0]
         profile = depth_profile(self._observations(history, probes), first)
         called = first.order.tolist()

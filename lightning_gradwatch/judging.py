@@ -52,6 +52,7 @@ class Judge:
         self._settings = settings
         self._warn = warn
         self._rules = list(settings.all_rules)
+        self._failed: list[str] = []
         self._seen: dict[int, IntArray] = {}
         self._cleared: set[int] = set()
         self._order: tuple[tuple[int, ...], IntArray] = ((), np.zeros(0, dtype=np.int64))
@@ -125,6 +126,12 @@ class Judge:
         moved = probes[-1].update_ratio[np.isfinite(probes[-1].update_ratio) & snapshot.present]
         return Verdict(profile.factor if profile else None, float(np.median(moved)) if moved.size else None)
 
+    @property
+    def unheard(self) -> list[str]:
+        """What the closing lines have to admit: faults that are muted, and rules that failed."""
+        muted = dict.fromkeys(d.rule for d in self._muted.diagnoses if d.severity == "warning")
+        return [f"muted: {rule}" for rule in muted] + [f"rule {name} failed, see above" for name in self._failed]
+
     def _observe(
         self,
         snapshot: GradientSnapshot,
@@ -164,7 +171,11 @@ class Judge:
                 except Exception as error:
                     self._rules.remove(rule)
                     name = getattr(rule, "__name__", type(rule).__name__)
-                    self._warn(f"rule {name} failed and is switched off: {type(error).__name__}: {error}")
+                    self._failed.append(name)
+                    self._warn(
+                        f"rule {name} failed at step {observations.step} and is switched off, the others go on: "
+                        f"{type(error).__name__}: {error}"
+                    )
         return findings
 
     def _placed(self, finding: Diagnosis, observations: Observations) -> Diagnosis:

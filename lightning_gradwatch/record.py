@@ -65,6 +65,11 @@ class Record:
         return self._judge.tracker.diagnoses
 
     @property
+    def unheard(self) -> list[str]:
+        """What was not judged or not told."""
+        return self._judge.unheard
+
+    @property
     def remedies(self) -> list[Remedy]:
         """Ways out of all faults, those first of the fault that is to be cured first."""
         remedies = [remedy for diagnosis in by_cause(self.diagnoses) for remedy in diagnosis.remedies]

@@ -82,7 +82,7 @@ class Watch:
         self._display = Display(settings, record, teller)
         # The columns of the fit before; they keep no model alive.
         self._known: tuple[KnownLayer, ...] = ()
-        self._picture = ""
+        self._picture = "none"
 
     @property
     def core(self) -> Watch:
@@ -189,21 +189,26 @@ class Watch:
         """
         with self.guarded():
             self._teller.speaks = tells
-            # Before anything that can fail, so that a run that is not watched can say why.
-            sinks = tuple(make_sinks()) if tells else ()
-            self._record.open(sinks)
+            self._began, self._stopwatch.seconds = time.perf_counter(), 0.0
             self._record.clipped = clipped
-            reader = Reader(model, self._known)
-            self._course.stepper = Stepper(
-                self.settings,
-                reader,
-                self._poisoned,
-                self._teller.warn,
-                clips_elsewhere=clips_elsewhere,
-                anywhere=anywhere,
-                in_step=in_step,
-            )
-            self._picture, self._began, self._stopwatch.seconds = picture, time.perf_counter(), 0.0
+            self._steps.restart()
+            self._losses.take()
+            try:
+                # Before anything else that can fail, so that a run that is not watched can say why.
+                self._record.open(tuple(make_sinks()) if tells else ())
+            finally:
+                # Also where that fails: `clipper` and `on_nonfinite` go on.
+                reader = Reader(model, self._known)
+                self._course.stepper = Stepper(
+                    self.settings,
+                    reader,
+                    self._poisoned,
+                    self._teller.warn,
+                    clips_elsewhere=clips_elsewhere,
+                    anywhere=anywhere,
+                    in_step=in_step,
+                )
+            self._picture = picture
             self._begin(reader, several=num_optimizers > 1)
             if self.disabled_reason is None:
                 self._note_left_out(reader, optimizers)
@@ -212,8 +217,6 @@ class Watch:
 
     @harmless
     def _begin(self, reader: Reader, *, several: bool) -> None:
-        self._steps.restart()
-        self._losses.take()
         self._prober.start(reader)
         names = [layer.name for layer in reader.layers]
         if self._record.begin(names, several=several):
@@ -387,6 +390,7 @@ class Watch:
                 f"{self.seconds:.1f} s, {share:.1%} of the run",
                 self.disabled_reason,
                 self.skipped_steps,
+                self._record.unheard,
             )
         )
         stepper, self._course.stepper = self._course.stepper, None

@@ -390,3 +390,11 @@ def test_an_optimizer_that_cannot_be_made_anew_is_told():
     assert report.healthy
     (note,) = report.notes
     assert note.startswith("judged without the optimizer: Special cannot be made anew: TypeError")
+
+
+def test_a_closure_that_uses_another_model_is_told_so():
+    """A notebook has several models by the same name; nothing is known then, and it is not called healthy."""
+    other = nn.Linear(2, 1)
+    report = examine(nn.Linear(2, 1), lambda _: other(torch.ones(1, 2)).sum(), rehearse=False)
+    assert any("use the model that it is given" in note for note in report.notes)
+    assert not report.healthy

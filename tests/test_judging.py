@@ -9,7 +9,7 @@ import torch
 from models import CLASSES, WIDTH, deep_net, healthy_net, module_in, train, trainer_in
 from torch import nn
 
-from lightning_gradwatch import Diagnosis, GradWatch, Symptom, judging
+from lightning_gradwatch import Diagnosis, GradWatch, Symptom, default_rules, judging
 from lightning_gradwatch.settings import Settings
 from lightning_gradwatch.watching import Watch
 
@@ -61,6 +61,20 @@ def test_muted_rules_and_layers_are_not_told():
     assert watched(deep_net(nn.Sigmoid, 12), ignore=["vanishing"]).diagnoses == []
     (diagnosis,) = watched(deep_net(nn.Sigmoid, 12), ignore=["vanishing.depth:[0-9]"]).diagnoses
     assert diagnosis.layers[0] == "10"
+
+
+def test_the_closing_lines_admit_what_was_muted_and_what_failed(caplog: pytest.LogCaptureFixture):
+    """Who reads the log has not set it up: "no fault" would be taken for health."""
+
+    def mine(observations: Any) -> Any:
+        raise KeyError("fc")
+
+    caplog.set_level("INFO", logger="lightning_gradwatch")
+    watch = watched(deep_net(nn.Sigmoid, 12), ignore=["vanishing"], rules=[*default_rules(), mine])
+    assert watch.diagnoses == []
+    watch.finish()
+    assert "rule mine failed at step 0 and is switched off, the others go on: KeyError: 'fc'" in caplog.text
+    assert "; muted: vanishing.depth; rule mine failed, see above\n" in caplog.text
 
 
 def test_ways_out_are_found_again_after_a_checkpoint():

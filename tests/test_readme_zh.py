@@ -67,3 +67,19 @@ def test_its_table_is_the_english_one():
     assert [[plain.get(cell, "") for cell in row] for row in chinese] == [
         [cell if cell in plain.values() else "" for cell in row] for row in english
     ]
+
+
+def test_its_numbers_of_the_ward_are_the_english_ones():
+    """How many runs, and the shares of the sick and of the healthy."""
+    english = re.search(
+        r"On (\d+) sick and .* in (\d+)% of the sick .* in (\d+)% of", (ROOT / "README.md").read_text("utf-8")
+    )
+    chinese = re.search(r"在 (\d+) 次有问题和正常的训练中.*?(\d+)% .*?(\d+)% ", PAGE, flags=re.DOTALL)
+    assert english is not None
+    assert chinese is not None
+    assert chinese.groups() == english.groups()
+
+
+def test_chinese_has_its_own_punctuation():
+    """Between two Chinese characters there is no comma, colon, semicolon or bracket of Latin text."""
+    assert re.findall(r"[\u4e00-\u9fff][,:;?!()][\u4e00-\u9fff]", PAGE) == []

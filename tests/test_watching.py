@@ -70,6 +70,19 @@ def test_a_sink_that_cannot_be_made_switches_the_watch_off_not_the_training(data
     assert caplog.text.count("disk full") >= 2
 
 
+def test_a_clipper_clips_also_where_a_sink_could_not_be_made(data, caplog):
+    """What was asked for by name does not hang on a disk that is full, and the log says that it goes on."""
+
+    def make_sinks() -> list[Any]:
+        raise OSError("disk full")
+
+    net, watch = nn.Linear(8, 3), Watch(Settings(clipper=ClipByGlobalNorm(1e-6)))
+    before = net.weight.detach().clone()
+    train(net, data, watch, rate=1.0, make_sinks=make_sinks)
+    assert 0 < float((net.weight - before).norm()) < 1e-5
+    assert "`clipper` and `on_nonfinite` go on: OSError: disk full" in caplog.text
+
+
 def test_a_rule_that_fails_is_named_and_the_others_go_on(data, caplog):
     """One rule's error costs that rule only."""
 
@@ -80,7 +93,7 @@ def test_a_rule_that_fails_is_named_and_the_others_go_on(data, caplog):
 
     watch = Watch(Settings(rules=[broken, *default_rules()]))
     train(deep_net(nn.Sigmoid, 12), data, watch)
-    assert caplog.text.count("rule broken failed and is switched off: KeyError: 'mine'") == 1
+    assert caplog.text.count("is switched off, the others go on: KeyError: 'mine'") == 1
     assert [d.rule for d in watch.diagnoses] == ["vanishing.depth"]
 
 

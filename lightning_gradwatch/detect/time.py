@@ -23,7 +23,8 @@ class TimeFit:
 
     Attributes:
         num_steps: Steps from the first to the one with the largest gradient (vanishing), or to the last (exploding).
-        attenuation: Orders of magnitude lost on the way back over them (negative: gained).
+        attenuation: Orders of magnitude lost on the way back from the last eighth of them to the first (negative:
+            gained).
         factor: What one step back multiplies the gradient by.
         r2: Share of the variance that a straight line through the logarithms explains.
     """
@@ -162,6 +163,7 @@ class TimeRule:
         outcome = outcome_of(observations, self.horizon)
         flipped = symptom is Symptom.EXPLODING and (several[0].newest is None or several[0].newest.attenuation > 0)
         shown = several[0].first if flipped and several[0].first is not None else fit
+        get, times = ("got" if flipped else "get"), f"{10.0**-shown.attenuation:.0e} times"
         return Diagnosis(
             rule=f"{symptom.value}.time",
             symptom=symptom,
@@ -171,8 +173,9 @@ class TimeRule:
             step=observations.step,
             message=_message(symptom, outcome, flipped=flipped),
             measured=f"{'in the first step ' if flipped else ''}every step back "
-            f"{'multiplied' if flipped else 'multiplies'} the gradient by {shown.factor:.2g} (R2 {shown.r2:.2f}): over "
-            f"{shown.num_steps} steps by {10.0**-shown.attenuation:.0e}{_now(several[0].newest) if flipped else ''}",
+            f"{'multiplied' if flipped else 'multiplies'} the gradient by {shown.factor:.2g} (R2 {shown.r2:.2f}); the "
+            f"first of {shown.num_steps} steps {get} {times} what the last ones {get}"
+            f"{_now(several[0].newest) if flipped else ''}",
             cause=f"{observations.layers[profile.column].kind} used over {len(profile.delta)} steps",
             evidence={
                 "factor": shown.factor,
@@ -209,7 +212,7 @@ def _underflows(profile: TimeProfile | None) -> bool:
 
 
 def _now(newest: TimeFit | None) -> str:
-    return "; by now nothing comes back" if newest is None else f"; by now by {10.0**-newest.attenuation:.0e}"
+    return ", by now nothing comes back" if newest is None else f", by now {10.0**-newest.attenuation:.0e} times"
 
 
 def _message(symptom: Symptom, outcome: bool | None, *, flipped: bool) -> str:

@@ -16,6 +16,19 @@ Columns = frozenset[int]
 NOWHERE: Final[Columns] = frozenset()
 # A graph in which no layer lies nearer is a person's own code: it stems from nobody knows where. Ours.
 MAX_NODES: Final = 512
+_PLAIN: Final = {int, float, bool, str, type(None)}
+
+
+def _leaves(value: Any) -> Sequence[Any]:
+    """Return what a nested value consists of.
+
+    Most are a tensor or a few in a row; pytree, which knows every container, takes ten times as long for them.
+    """
+    if isinstance(value, Tensor):
+        return (value,)
+    if type(value) in (tuple, list) and all(isinstance(part, Tensor) or type(part) in _PLAIN for part in value):
+        return tuple(value)
+    return tree_leaves(value)
 
 
 class CutTensors:
@@ -55,8 +68,8 @@ class CutTensors:
             output: What it has returned.
             column: Index of the layer.
         """
-        given = {id(leaf) for leaf in tree_leaves(args)}
-        for leaf in tree_leaves(output):
+        given = {id(leaf) for leaf in _leaves(args)}
+        for leaf in _leaves(output):
             if not isinstance(leaf, Tensor) or id(leaf) in given:
                 continue
             node = node_of(leaf)
@@ -76,11 +89,11 @@ class CutTensors:
         """
         if isinstance(result, (bool, int, float, str)):
             return
-        origins = _joined(map(self._origins_of, tree_leaves((args, dict(kwargs)))))
+        origins = _joined(map(self._origins_of, (*_leaves(args), *_leaves(tuple(kwargs.values())))))
         if not origins:
             return
         # ``x[:, 0] = y`` returns nothing.
-        for leaf in tree_leaves(args[:1] if result is None else result):
+        for leaf in _leaves(args[:1] if result is None else result):
             if isinstance(leaf, Tensor) and not leaf.requires_grad:
                 self._keep(leaf, origins)
             elif isinstance(leaf, np.ndarray):
@@ -89,7 +102,7 @@ class CutTensors:
 
     def origins(self, value: Any) -> Columns:
         """Return the layers that the cut tensors in a value stem from; none where nothing was cut."""
-        leaves = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.requires_grad)
+        leaves = (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor) and not leaf.requires_grad)
         return _joined(map(self._origins_of, leaves))
 
     def _keep(self, tensor: Tensor, origins: Columns) -> None:

@@ -25,6 +25,14 @@ _NAMES = {
 }  # fmt: skip
 _NOT_THE_USERS = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_gradwatch", "contextlib"}
 
+# What only asks a tensor about itself, or handles its gradient. `zero_grad` does so twice for each parameter, and comes
+# by here where a closure runs it during a probe.
+_ASKED = ("device", "dtype", "grad_fn", "is_leaf", "layout", "ndim", "requires_grad", "shape")
+_GRAD: Any = Tensor.grad
+_QUESTIONS: frozenset[Any] = frozenset(
+    [*(getattr(Tensor, name).__get__ for name in _ASKED), _GRAD.__get__, _GRAD.__set__, _GRAD.__delete__]
+)
+
 # In eval mode they have a fast path whose numbers differ in the last digits; they leave it while any mode is active.
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -106,7 +114,7 @@ class ActivationCalls(TorchFunctionMode):
     ) -> Any:
         """Run the function and tell of it where it is an activation."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or _is_traced() or not self.listening:
+        if not self.listening or func in _QUESTIONS or torch.compiler.is_compiling() or _is_traced():
             # torch.compile and torch.jit.trace trace a mode as well: what follows would break their graph.
             return func(*args, **kwargs)
         name = node = None

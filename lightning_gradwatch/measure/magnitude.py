@@ -52,7 +52,7 @@ def norm_in_pieces(tensor: Tensor) -> Tensor:
         5.0
     """
     value = local(tensor.detach())
-    norms = [torch.linalg.vector_norm(piece, dtype=_precise(piece)) for piece in pieces_of(value)]
+    norms = [torch.linalg.vector_norm(piece, dtype=precise(piece)) for piece in pieces_of(value)]
     whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     return whole
 
@@ -63,8 +63,8 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def _precise(tensor: Tensor) -> torch.dtype:
-    # MPS has no float64.
+def precise(tensor: Tensor) -> torch.dtype:
+    """Return in which precision a tensor is summed: MPS has no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
@@ -92,7 +92,7 @@ def norms_along(tensor: Tensor, dim: int) -> Tensor:
     value = local(tensor.detach()).movedim(dim, 0)
     length = max(1, _PIECE * value.shape[0] // max(value.numel(), 1))
     parts = torch.split(value, length) if value.device.type != "cuda" else (value,)
-    return torch.cat([torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=_precise(part)) for part in parts])
+    return torch.cat([torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=precise(part)) for part in parts])
 
 
 def norms_of_segments(rows: Tensor, lengths: Sequence[int]) -> Tensor:

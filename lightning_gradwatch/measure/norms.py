@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,9 +190,13 @@ def _norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None, alike: bool,
         return torch.zeros(0)
     with torch.no_grad():
         if alike and tensors[0].dtype.itemsize > 1:
-            # The same as below, without a question to each tensor; it fails where some have changed their place since.
-            with suppress(RuntimeError):
+            # The same as below, without a question to each tensor.
+            try:
                 return torch.stack(_norms_of_a_kind(list(tensors), _sums_of(tensors[0], dtype), largest))
+            except RuntimeError:
+                # Some may be of another dtype or device since; any other failure a second try would only repeat.
+                if are_alike(tensors):
+                    raise
         places = [_place(tensor) for tensor in tensors]
         if places.count(places[0]) == len(places):
             return _norms_at_one_place(tensors, dtype)

@@ -182,6 +182,8 @@ class Reader:
             if (state.num_readings - 1) % _ZEROS_EVERY == 0:
                 state.known_zeros[:] = False
         due = state.num_readings <= _FIRST_WEIGHT_READINGS or (state.num_readings - 1) % _WEIGHTS_EVERY == 0
+        if due:
+            self._note_unfrozen()
         measured, weights = measure_with_weights(state.index, number, weights=due)
         self.num_measured += 1
         # A schedule may change a tensor in place before anybody asks for the snapshot.
@@ -195,6 +197,15 @@ class Reader:
         about = _Step(number, step, unscales, state, state.index.layer[measured.members], measured.members, rates)
         sent = {name: part for name, part in extras.items() if part is not None}
         return Reading(measured, sent, state.known_zeros, partial(_arrange, about))
+
+    def _note_unfrozen(self) -> None:
+        """Describe layers that ask for a gradient by now as such: unfrozen behind a cut, none would ever tell."""
+        # One way only: where optimizers are toggled, each one's layers are frozen while another one's are read.
+        pairs = list(zip(self.descriptions, self.layers, strict=True))
+        if any(layer.trainable and not about.trainable for about, layer in pairs):
+            self.descriptions = tuple(
+                replace(about, trainable=about.trainable or layer.trainable) for about, layer in pairs
+            )
 
     def columns_of(self, number: int, optimizer: Optimizer) -> IntArray:
         """Return the indices of the layers that an optimizer holds and that have numbers, ``[num_columns]``."""

@@ -130,6 +130,7 @@ def _from_plain(saved: Mapping[str, Any]) -> SignalSnapshot:
         layers=tuple(saved["layers"]),
         order=np.array(saved["order"], dtype=np.int64),
         time=tuple(TimeProfile(column, np.array(delta), *kinds) for column, delta, *kinds in saved["time"]),
-        unscaled_float16=saved["unscaled_float16"],
+        # Missing in what was saved before it was asked for.
+        unscaled_float16=saved.get("unscaled_float16", False),
         **arrays,
     )

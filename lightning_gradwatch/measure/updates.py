@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import gcd
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.layers import Layer, num_elements
-from lightning_gradwatch.measure.magnitude import local, norm_in_pieces
+from lightning_gradwatch.measure.magnitude import local, precise
 from lightning_gradwatch.measure.snapshot import IntArray
 
 # A sample of 65,536 numbers tells a norm to a quarter of a percent, in 256 KB.
@@ -59,16 +59,33 @@ class WeightSample:
         if not self.columns:
             return torch.zeros(0), torch.zeros(0)
         device = self._before[0].device
-        norms = [
-            (norm_in_pieces(old).to(device), norm_in_pieces(self._sample(place).sub_(old)).to(device))
-            for place, old in enumerate(self._before)
-        ]
-        before, moved = zip(*norms, strict=True)
-        return torch.stack(before), torch.stack(moved)
+        norms: list[Tensor] = []
+        moved: list[Tensor] = []
+        for places in self._groups():
+            old, new = [self._before[place] for place in places], [self._sample(place) for place in places]
+            torch._foreach_sub_(new, old)
+            both = torch._foreach_norm([*old, *new], 2, dtype=precise(old[0]))
+            norms += both[: len(old)]
+            moved += both[len(old) :]
+        together = torch.stack([norm.to(device) for norm in (*norms, *moved)])
+        return together[: len(norms)], together[len(norms) :]
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Yield places whose samples are looked at in one call: many small ones, large ones by themselves."""
+        group: list[int] = []
+        size = 0
+        for place, sample in enumerate(self._before):
+            if group and size + sample.numel() > MAX_SAMPLE:
+                yield group
+                group, size = [], 0
+            group.append(place)
+            size += sample.numel()
+        yield group
 
     def _sample(self, place: int) -> Tensor:
         several, stride = self._parameters[place], self._strides[place]
-        return torch.cat([_every(stride, parameter).to(several[0].device) for parameter in several])
+        device = several[0].device
+        return torch.cat([_every(stride, parameter).to(device) for parameter in several])
 
 
 def _moves(parameter: Tensor) -> bool:
@@ -88,8 +105,9 @@ def _every(stride: int, parameter: Tensor) -> Tensor:
     value = local(parameter.detach())
     if value.is_complex():
         value = torch.view_as_real(value)
-    # Transposed, or channels last: contiguous in another order.
-    value = value.permute(sorted(range(value.ndim), key=value.stride, reverse=True))
+    if not value.is_contiguous():
+        # Transposed, or channels last: contiguous in another order.
+        value = value.permute(sorted(range(value.ndim), key=value.stride, reverse=True))
     if not value.is_contiguous():
         # Flattening would copy all of it.
         longest = max(range(value.ndim), key=lambda dim: value.shape[dim])

@@ -53,7 +53,7 @@ TO_RELU = Exchange(
     "ReLU",
     frozenset({"sigmoid", "tanh"}),
     HE,
-    "a sigmoid passes back at most a quarter of the gradient; no initialization makes up for that over many layers "
+    "a sigmoid's slope is at most a quarter; no usual initialization makes up for that over many layers "
     "(Glorot and Bengio, 2010; He et al., 2015)",
 )
 TO_SELU = Exchange(

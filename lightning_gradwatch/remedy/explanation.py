@@ -35,7 +35,7 @@ def explain(case: Case) -> str:
         return "; ".join(part for part in (_activation_in_words(case), _memory_in_words(case)) if part)
     left_out = diagnosis.evidence.get("left_out")
     if diagnosis.symptom is Symptom.DISCONNECTED and diagnosis.evidence.get("cut") is False and not left_out:
-        return "a branch that is not used, or an expert that is rarely routed to"
+        return "a branch that is not used, an expert that is rarely routed to, or detach() behind them"
     if diagnosis.rule == "vanishing.update" or diagnosis.symptom in _NOT_BY_WEIGHTS:
         return ""
     if diagnosis.symptom is Symptom.DEAD:
@@ -73,6 +73,8 @@ def _born_too_large(case: Case, standing: WeightStanding) -> bool:
 def _growth_in_words(case: Case) -> str:
     growth = _growth(case)
     assert growth is not None
+    if not math.isfinite(growth[1]):
+        return f"training has made the weights of {growth[0]} infinite or NaN"
     return f"training has made the weights of {growth[0]} {growth[1]:.2g} times as large as they were at first"
 
 

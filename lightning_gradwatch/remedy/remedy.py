@@ -69,28 +69,29 @@ class Remedy:
             self.change(model)
 
     @contextmanager
-    def tried(self, model: nn.Module) -> Iterator[None]:
+    def tried(self, model: nn.Module) -> Iterator[nn.Module]:
         """Do to a copy what ``code`` says, also where ``apply_`` has to refuse because the source has to be edited.
 
         What only an edit can do, another activation that is called as a function, holds as long as the block lasts.
 
         Args:
-            model: A copy that is thrown away.
+            model: A copy that is thrown away, as ``copy.deepcopy(model)``: it stays changed. The block gets it.
 
         Raises:
             ValueError: If it cannot be tried either; nothing has been done then.
 
         Example:
+            >>> import copy
             >>> from lightning_gradwatch.detect.diagnosis import Symptom
             >>> sick = Diagnosis("vanishing.depth", Symptom.VANISHING)
             >>> zero, model = Remedy("zero", "", sick, change=lambda m: nn.init.zeros_(m.bias)), nn.Linear(1, 1)
-            >>> with zero.tried(model):
-            ...     float(model.bias.detach())
+            >>> with zero.tried(copy.deepcopy(model)) as candidate:
+            ...     float(candidate.bias.detach())
             0.0
         """
         if isinstance(self.change, HasStandIn):
             with self.change.tried(model):
-                yield
+                yield model
         else:
             self.apply_(model)
-            yield
+            yield model

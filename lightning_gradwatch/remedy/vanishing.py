@@ -51,9 +51,10 @@ def rate_in_code(rate: float) -> str:
     Example:
         >>> print(rate_in_code(0.05))
         for group in optimizer.param_groups:
-            group["lr"] = 0.05
+            group["lr"] = 0.05  # a scheduler overwrites it: there, change its rates by the same factor
     """
-    return f'for group in optimizer.param_groups:\n    group["lr"] = {rate:g}'
+    comment = "a scheduler overwrites it: there, change its rates by the same factor"
+    return f'for group in optimizer.param_groups:\n    group["lr"] = {rate:g}  # {comment}'
 
 
 REASON_FOR_RATE = (

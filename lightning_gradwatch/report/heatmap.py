@@ -123,6 +123,7 @@ class HeatmapSink:
         if self._num_events:
             self._close_windows()
             self._tell_growth()
+            self._tell_lasting()
             # Readings with a gradient in them: without any nothing is known, and no fault seen is no good news.
             self._tell("end", self._step, num_readings=self._num_readings, **self._ending)
             self._to_disk()
@@ -173,6 +174,14 @@ class HeatmapSink:
             if self._num_layers.get(_key(fault), len(fault.layers)) < len(fault.layers):
                 self._num_layers[_key(fault)] = len(fault.layers)
                 self._tell("update", fault.step, diagnosis=told(fault))
+
+    def _tell_lasting(self) -> None:
+        """Tell, before the end, of a fault that came back unheard after many onsets: it is not over."""
+        for fault in self._faults:
+            unheard = fault.count > 1 and fault.recovered_at is None and _key(fault) not in self._num_layers
+            if unheard and fault.severity == "warning":
+                self._num_layers[_key(fault)] = len(fault.layers)
+                self._tell("onset", fault.step, diagnosis=told(fault))
 
     def _to_disk(self) -> None:
         self._tell_growth()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ FORMAT_VERSION = 1
 
 
 class JsonlSink:
-    """Append each onset and recovery to ``gradwatch/diagnoses.jsonl`` in the log directory.
+    """Append each onset and recovery that is told to ``gradwatch/diagnoses.jsonl`` in the log directory.
+
+    At the end comes the onset of what has come back so often that it was not told any more, and lasts.
 
     The file is appended to, never overwritten: two runs in one directory are told apart by ``run``, the time at which
     watching began. It is made with the first diagnosis.
@@ -27,10 +30,16 @@ class JsonlSink:
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory) / "gradwatch" / "diagnoses.jsonl"
         self._run = _now()
+        self._told: set[tuple[str, int, int]] = set()
+        self._faults: Sequence[Diagnosis] = ()
 
     def write(self, report: StepReport) -> None:
         """Append what began and what ended."""
-        events = [("onset", d) for d in report.onsets] + [("recovery", d) for d in report.recoveries]
+        self._faults = report.diagnoses
+        self._append([("onset", d) for d in report.onsets] + [("recovery", d) for d in report.recoveries])
+
+    def _append(self, events: Sequence[tuple[str, Diagnosis]]) -> None:
+        self._told |= {_key(diagnosis) for _, diagnosis in events}
         if events:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -41,7 +50,13 @@ class JsonlSink:
         return {**head, **diagnosis.to_dict()}
 
     def close(self) -> None:
-        """Do nothing: every line is on disk when it is written."""
+        """Append what lasts and was not told."""
+        lasting = [d for d in self._faults if d.recovered_at is None and d.severity == "warning"]
+        self._append([("onset", d) for d in lasting if d.count > 1 and _key(d) not in self._told])
+
+
+def _key(diagnosis: Diagnosis) -> tuple[str, int, int]:
+    return diagnosis.rule, diagnosis.optimizer, diagnosis.step
 
 
 def _now() -> str:

@@ -291,6 +291,7 @@ def closing_text(
     cost: str,
     disabled: str | None,
     num_skipped: int = 0,
+    unheard: Sequence[str] = (),
 ) -> str:
     """Say at the end what was seen, where the picture is, and what the watching cost.
 
@@ -302,6 +303,7 @@ def closing_text(
         cost: What the watching took.
         disabled: Why GradWatch switched itself off, None where it did not.
         num_skipped: How many steps were dropped because their gradients were not finite.
+        unheard: What was not judged or not told, so that silence about it is no health.
 
     Returns:
         Three lines, four where it switched itself off.
@@ -316,7 +318,8 @@ def closing_text(
     if num_overflows:
         seen += f"; {num_overflows} {plural('step', num_overflows)} dropped by the loss scaler"
     if num_skipped:
-        seen += f"; {num_skipped} {plural('step', num_skipped)} dropped that were not finite"
+        seen += f"; {num_skipped} {plural('step', num_skipped)} dropped as not finite"
+    seen = "; ".join([seen, *map(visible, unheard)])
     rows = [f"seen       {seen}", f"picture    {picture}", f"cost       {cost}"]
     if disabled is not None:
         rows.insert(0, f"SWITCHED OFF during the run, what follows is incomplete: {disabled}")
@@ -334,7 +337,13 @@ def _seen(num_readings: int, diagnoses: Sequence[Diagnosis]) -> str:
         notices = f", {len(diagnoses)} {plural('notice', len(diagnoses))}" if diagnoses else ""
         return f"no fault in {num_readings} {plural('reading', num_readings)}{notices}"
     lasting = [diagnosis for diagnosis in warnings if diagnosis.recovered_at is None]
-    parts = [f"{_word(d)} in {named(d.layers)} since step {d.step}" for d in lasting[:_NAMED_LAYERS]]
+    parts = [f"{_word(d)} in {named(d.layers)} since step {d.step}{_again(d)}" for d in lasting[:_NAMED_LAYERS]]
     parts += [f"{len(lasting) - len(parts)} more"] if len(lasting) > len(parts) else []
-    parts += [f"{len(warnings) - len(lasting)} recovered"] if len(lasting) < len(warnings) else []
+    # By name: of a fault that comes and goes the list keeps the first onsets and the last one; a count would be wrong.
+    over = dict.fromkeys(_word(diagnosis) for diagnosis in warnings if diagnosis.recovered_at is not None)
+    parts += [f"recovered: {', '.join(over)}"] if over else []
     return f"{'; '.join(parts)} ({num_readings} readings)"
+
+
+def _again(diagnosis: Diagnosis) -> str:
+    return f", onset number {diagnosis.count}" if diagnosis.count > 1 else ""

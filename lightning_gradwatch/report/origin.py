@@ -100,7 +100,9 @@ class Witness:
         if not self.batches:
             return ""
         first, last = self.batches[0], self.batches[-1]
-        return f"batch {last}" if first == last else f"batches {first} to {last}"
+        # Batches are counted anew in each epoch.
+        epoch = f"epoch {self.epoch}, " if self.epoch else ""
+        return epoch + (f"batch {last}" if first == last else f"batches {first} to {last}")
 
     @property
     def what(self) -> str:

@@ -73,7 +73,7 @@ def plot_run(run: Run, quantity: str = "norms", optimizer: int = 0, ax: Axes | N
     axes = new_axes() if ax is None else ax
     picture = _picture(series)
     _draw_cells(axes, picture)
-    _name_rows(axes, picture)
+    _name_rows(axes, picture, "first step" if quantity == "time" else "input")
     handles = [*_draw_marks(axes, run, series, picture), *_draw_states(axes, picture)]
     _draw_scale(axes, picture)
     axes.set_xlabel("training step")
@@ -190,7 +190,7 @@ def _hatch(axes: Axes, picture: _Picture, code: int, color: palette.Color) -> No
         axes.add_patch(PathPatch(Path.make_compound_path(*boxes), **pattern))
 
 
-def _name_rows(axes: Axes, picture: _Picture) -> None:
+def _name_rows(axes: Axes, picture: _Picture, first: str) -> None:
     num_rows = len(picture.codes)
     stride = -(-num_rows // MAX_LABELS)
     rows = list(range(0, num_rows, stride))
@@ -198,7 +198,7 @@ def _name_rows(axes: Axes, picture: _Picture) -> None:
     axes.set_yticks(rows, names, fontsize="small")
     prefix = f"{picture.prefix}*, " if picture.prefix else ""
     shared = f", {picture.layers_per_row} a row, the most abnormal" if picture.layers_per_row > 1 else ""
-    axes.set_ylabel(f"{plain(prefix)}input on top{shared}")
+    axes.set_ylabel(f"{plain(prefix)}{first} on top{shared}")
 
 
 def _draw_marks(axes: Axes, run: Run, series: Series, picture: _Picture) -> list[Any]:

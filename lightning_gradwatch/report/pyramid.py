@@ -38,8 +38,9 @@ class Record(NamedTuple):
     """A column as it is written.
 
     Attributes:
-        step: Its first step.
-        table: ``[4, num_rows]``, or ``[1, num_rows]`` for a single reading (``viewer.windows``).
+        step: Its first step; of several single readings the last one.
+        table: ``[4, num_rows]``, or ``[1, num_rows]`` for a single reading, or what ``bundle`` makes of several
+            (``viewer.windows``).
     """
 
     step: int

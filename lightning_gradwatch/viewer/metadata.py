@@ -7,8 +7,8 @@ readings, ``[1, num_layers]``, or several of them, ``[n, 1, 2 + num_layers]`` (`
 Its metadata holds all else, once: the layers' names, their forward order, the quantity, the optimizer. *Events* are
 JSON texts: how a run began and ended, onsets, layers that joined a fault, recoveries.
 
-A tag is written up to ``MAX_RECORDS`` times; then the series goes on under the next ``resolution``, which begins with
-the pairwise merged records of the one before, so that the newest alone is a whole picture.
+A tag holds up to ``MAX_RECORDS`` windows or readings; then the series goes on under the next ``resolution``, which
+begins with the pairwise merged ones of the one before, so that the newest alone is a whole picture.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def runs_in(logdir: Path) -> list[Run]:
     if not runs:
         raise RefusedError(
             f"nothing was measured: {printable(str(logdir))} has nothing of GradWatch. Train with "
-            "Trainer(callbacks=[GradWatch()]), and give its log directory, such as lightning_logs"
+            "Trainer(callbacks=[GradWatch()]), without fast_dev_run, and give its log directory, such as lightning_logs"
         )
     own = logdir.resolve().name
     free = own not in {run.name for run in runs}

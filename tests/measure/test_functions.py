@@ -168,6 +168,25 @@ def test_an_error_of_our_own_is_told_once_and_costs_no_run(tell):
     assert list(map(type, errors)) == [ZeroDivisionError]
 
 
+def test_questions_to_a_tensor_pass_by():
+    """Shape, dtype and gradient make nothing; clearing the gradients of thousands of layers tells of none of them."""
+    told = []
+    mode = ActivationCalls(lambda *_: None, lambda *made: told.append(made), told.append)
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    mode.listen()
+    try:
+        optimizer.zero_grad()
+        assert (weight.shape, weight.dtype, weight.requires_grad, weight.grad_fn) == ((2,), torch.float32, True, None)
+        # Of the optimizer's own name for the profiler it is told.
+        assert not any(part is weight for args, _, _ in told for part in args)
+        weight.detach()
+        assert told[-1][0] == (weight,)
+    finally:
+        mode.rest()
+
+
 def test_an_error_of_the_persons_own_is_theirs(heard):
     """What an activation raises goes through, and listening goes on."""
     with pytest.raises(TypeError):

@@ -216,6 +216,20 @@ def test_gradients_of_which_some_change_their_kind_later_are_measured(later):
     )
 
 
+def test_a_fault_of_the_device_is_told_as_it_is(monkeypatch):
+    """Memory that is full is none of the reasons for which another way is tried: the fused call is made once."""
+    index, calls = index_of(some_gradients()), []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(torch, "_foreach_norm", full)
+    with pytest.raises(torch.OutOfMemoryError, match="the device is full"):
+        measure_gradients(index)
+    assert len(calls) == 1
+
+
 def test_gradients_and_weights_are_read_in_one_pass():
     """One fused call for all, as for the gradients alone."""
     index = index_of(some_gradients())

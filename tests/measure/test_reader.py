@@ -476,6 +476,24 @@ def test_a_layer_that_is_added_later_is_appended():
     assert reader._graphs_left == 1
 
 
+def test_a_layer_that_is_unfrozen_later_is_described_so_at_the_next_look_at_the_weights():
+    """Also where no gradient comes to it then; one that is frozen meanwhile (toggled optimizers) stays as it was."""
+    model = net()
+    model[0].requires_grad_(False)
+    reader = Reader(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model)
+    told = []
+    for step in range(51):
+        if step == 10:
+            model[0].requires_grad_(True)
+            model[3].requires_grad_(False)
+        read(reader, 0, optimizer, step)
+        told.append([about.trainable for about in reader.descriptions])
+    assert told[:50] == [[False, True, True]] * 50
+    assert told[50] == [True, True, True]
+
+
 @pytest.mark.usefixtures("anywhere")
 def test_a_parameter_outside_the_model_is_a_layer():
     """A stray parameter of the optimizer gets a column of its own at the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,12 +25,15 @@ def snapshot(step: int, optimizer: int = 0, num_layers: int = 3, num_steps: int 
         TimeProfile(0, np.full(2, np.inf), recurrent=False),
     )
     names = tuple(f"layer{number}" for number in range(num_layers))
-    return SignalSnapshot(step, optimizer, names, order=np.array([2, 0]), time=time, **values)
+    return SignalSnapshot(
+        step, optimizer, names, order=np.array([2, 0]), time=time, unscaled_float16=step % 2 == 0, **values
+    )
 
 
 def assert_equal(one: SignalSnapshot, other: SignalSnapshot) -> None:
     """Hold all numbers of two snapshots against each other."""
     assert (one.step, one.optimizer, one.layers) == (other.step, other.optimizer, other.layers)
+    assert one.unscaled_float16 is other.unscaled_float16
     for name in ("order", *COLUMNS):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
         assert getattr(one, name).dtype == getattr(other, name).dtype
@@ -102,6 +106,16 @@ def test_a_checkpoint_keeps_the_newest_and_the_first_as_plain_values():
     assert [s.step for s in restored] == [0, *range(4, 20)]
     for one, other in zip(restored, [history[0], *history[-16:]], strict=True):
         assert_equal(one, other)
+
+
+def test_a_checkpoint_that_does_not_know_of_float16_is_taken_back():
+    """Older ones have no word on it: nothing is claimed of them, and nothing else is lost."""
+    history, taken = SignalHistory(), SignalHistory()
+    history.append(snapshot(0))
+    (saved,) = history.state_dict()
+    del saved["unscaled_float16"]
+    taken.load_state_dict([saved], history[0].layers)
+    assert_equal(taken[0], replace(history[0], unscaled_float16=False))
 
 
 def test_snapshots_of_another_model_are_left_out():

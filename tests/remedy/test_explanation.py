@@ -121,10 +121,10 @@ def test_weights_that_training_made_large_are_told_so():
     assert "He would give" in explain(replace(case, weights_at_first={}))
 
 
-def test_layers_that_no_loss_uses_may_be_experts():
+def test_layers_that_no_loss_uses_may_be_experts_or_cut_off():
     """Where nothing is cut."""
     unused = Diagnosis("disconnected", Symptom.DISCONNECTED, layers=("0",), evidence={"cut": False})
-    assert "rarely routed to" in explain(case_of(stack(1), unused))
+    assert "rarely routed to, or detach()" in explain(case_of(stack(1), unused))
     assert explain(case_of(stack(1), replace(unused, evidence={"cut": True}))) == ""
 
 

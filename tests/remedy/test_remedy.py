@@ -59,7 +59,8 @@ def test_an_edit_of_the_source_is_tried_by_its_stand_in():
     remedy = Remedy("another function", "for a test", SICK, change=swap)
     with pytest.raises(ValueError, match="edit the source"):
         remedy.apply_(model)
-    with remedy.tried(model):
+    with remedy.tried(model) as candidate:
+        assert candidate is model
         assert swap.inside
     assert not swap.inside
 
@@ -67,7 +68,8 @@ def test_an_edit_of_the_source_is_tried_by_its_stand_in():
 def test_what_can_be_applied_is_tried_by_applying_it():
     """Also where nothing of the model changes."""
     model = nn.Linear(3, 2)
-    with Remedy("lower the rate", "smaller steps", SICK, optimizer_changes={"lr": 1e-3}).tried(model):
+    with Remedy("lower the rate", "smaller steps", SICK, optimizer_changes={"lr": 1e-3}).tried(model) as candidate:
+        assert candidate is model
         assert model.weight.any()
     with Remedy("zero", "for a test", SICK, change=lambda m: nn.init.zeros_(m.weight)).tried(model):
         assert not model.weight.any()

@@ -675,6 +675,22 @@ def test_layers_that_join_a_fault_later_are_told_before_the_end(reports_of) -> N
     assert Run("r", (), file.events).diagnoses[0]["layers"] == list(grown.layers)
 
 
+def test_what_came_back_unheard_and_lasts_is_told_before_the_end(reports_of) -> None:
+    """Of a fault that flaps not every onset is told, but a page must not say that it is over while it lasts."""
+    over, again = replace(planted.SICK, recovered_at=planted.SICK.step + 9), replace(planted.SICK, step=700, count=4)
+    first, second, third = reports_of([[1.0, 1.0, 1.0]] * 3)
+    known = [
+        replace(first, onsets=(planted.SICK,), diagnoses=(planted.SICK,)),
+        replace(second, recoveries=(over,), diagnoses=(over,)),
+        replace(third, diagnoses=(over, replace(again, step=600, recovered_at=610), again)),
+    ]
+    sink, file = fed(known)
+    sink.close()
+    assert [event["event"] for event in file.events] == ["start", "onset", "recovery", "onset", "end"]
+    told_of = [(d["step"], d["recovered_at"]) for d in Run("r", (), file.events).diagnoses]
+    assert told_of == [(planted.SICK.step, over.recovered_at), (700, None)]
+
+
 def test_a_fault_of_before_a_checkpoint_is_told_again_when_it_grows(reports_of) -> None:
     """A resumed run has a sink that has told of nothing; the layers that join belong to the onset told before it."""
     grown = replace(planted.SICK, layers=(*planted.SICK.layers, "late"))

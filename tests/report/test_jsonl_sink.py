@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def test_a_healthy_run_makes_no_file(report_of, tmp_path: Path) -> None:
     sink.write(report_of([[1.0]], diagnoses=(SICK,)))
     sink.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_came_back_unheard_and_lasts_is_told_at_the_end(report_of, tmp_path: Path) -> None:
+    """Else the last line of a fault that flaps would be a recovery, and the file would say that it is over."""
+    again = replace(SICK, step=70, count=4)
+    sink = JsonlSink(tmp_path)
+    sink.write(report_of([[1.0]], onsets=(SICK,), diagnoses=(SICK,)))
+    sink.write(report_of([[1.0]], recoveries=(replace(SICK, recovered_at=9),)))
+    unheard = (replace(again, recovered_at=80), replace(again, step=90, severity="notice"), again)
+    sink.write(report_of([[1.0]], diagnoses=(replace(SICK, recovered_at=9), *unheard)))
+    sink.close()
+    written = [(line["event"], line["step"], line["count"]) for line in lines(tmp_path / "gradwatch/diagnoses.jsonl")]
+    assert written == [("onset", 3, 1), ("recovery", 3, 1), ("onset", 70, 4)]
 
 
 def test_a_second_run_is_appended(report_of, tmp_path: Path) -> None:

@@ -333,14 +333,20 @@ class TestLines:
             (9, ["n"], "no fault in 9 readings, 1 notice"),
             (9, ["n", "n"], "no fault in 9 readings, 2 notices"),
             (9, ["w"], f"{LASTING} (9 readings)"),
-            (9, ["w", "r", "n"], f"{LASTING}; 1 recovered (9 readings)"),
+            (9, ["w", "r", "n"], f"{LASTING}; recovered: VANISHING (9 readings)"),
             (9, ["w"] * 5, f"{LASTING}; {LASTING}; {LASTING}; 2 more (9 readings)"),
-            (9, ["r", "r"], "2 recovered (9 readings)"),
+            (9, ["r", "r"], "recovered: VANISHING (9 readings)"),
+            (9, ["a"], f"{LASTING}, onset number 4 (9 readings)"),
         ],
     )
     def test_the_end_tells_what_lasts_and_what_is_over(self, num_readings: int, faults: list[str], seen: str) -> None:
-        """Lasting warnings are named, recovered ones and notices counted."""
-        kinds = {"w": SICK, "n": replace(SICK, severity="notice"), "r": replace(SICK, recovered_at=5)}
+        """Warnings are named, notices counted; of a fault that flaps the list has not every onset to count."""
+        kinds = {
+            "w": SICK,
+            "a": replace(SICK, count=4),
+            "n": replace(SICK, severity="notice"),
+            "r": replace(SICK, recovered_at=5),
+        }
         text = closing_text(num_readings, 0, [kinds[fault] for fault in faults], "x.png", "0.0 s", None)
         assert text.split("\n")[0] == f"GradWatch  seen       {seen}"
 
@@ -354,8 +360,13 @@ class TestLines:
     def test_steps_that_were_not_finite_and_dropped_are_counted(self, number: int, words: str) -> None:
         """A run that ends well is told what it has skipped; nothing is said where nothing was."""
         text = closing_text(40, 0, [], "x.png", "0 s", None, number)
-        assert f"no fault in 40 readings; {words} that were not finite\n" in text
+        assert f"no fault in 40 readings; {words} as not finite\n" in text
         assert "dropped" not in closing_text(40, 0, [], "x.png", "0 s", None)
+
+    def test_what_nobody_was_told_of_is_no_health(self) -> None:
+        """Somebody else reads this log, and does not know what was muted or has failed."""
+        text = closing_text(40, 0, [], "x.png", "0 s", None, unheard=["muted: spike", "rule mine failed, see above"])
+        assert "seen       no fault in 40 readings; muted: spike; rule mine failed, see above\n" in text
 
     def test_a_run_that_was_not_watched_to_the_end_says_so_first(self) -> None:
         """A monitor that died must not look like health."""

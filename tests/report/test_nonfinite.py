@@ -45,14 +45,14 @@ def test_the_text_says_who_whether_and_where_to(sick):
     """Which process it was, whether training can recover, and which checkpoint is the way back."""
     assert sick.text("optimizer_1") == (
         "GradWatch  step 12 [optimizer_1]  not finite: where it came from\n"
-        "  from       rank 1 (b, cpu) batch 4: loss nan; 1 other finite\n"
+        "  from       rank 1 (b, cpu) epoch 1, batch 4: loss nan; 1 other finite\n"
         "  step       used by the optimizer as it is\n"
         "  weights    are not finite any more in net.2: training cannot recover; "
         "checkpoints saved from here are poisoned\n"
         "  saved      last clean checkpoint: runs/epoch=0.ckpt (step 8)"
     )
     before = replace(sick, on_nonfinite="skip", before_step=True, checkpoint=None, not_asked="later")
-    assert "from       in this process batch 4: loss 0.5; later" in before.text()
+    assert "from       in this process epoch 1, batch 4: loss 0.5; later" in before.text()
     assert "weights    were not finite already in net.2: training cannot recover" in before.text()
     assert "saved      no checkpoint is known from before it" in before.text()
     many = Witness(batches=(4, 4), loss=NAN, broken_weights=("a", "b", "c"), num_broken_weights=5)
@@ -68,7 +68,7 @@ def test_the_file_is_read_back(tmp_path, sick):
     read = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert (read["format_version"], read["step"], read["on_nonfinite"]) == (1, 12, "warn")
     assert read["optimizer"] == {"number": 0, "kind": "AdamW"}
-    assert read["origin"] == "rank 1 (b, cpu) batch 4: loss nan; 1 other finite"
+    assert read["origin"] == "rank 1 (b, cpu) epoch 1, batch 4: loss nan; 1 other finite"
     assert [(row["rank"], row["batches"], row["loss"], row["seed"]) for row in read["processes"]] == [
         (0, [4, 4], 0.5, 7),
         (1, [4, 4], "nan", 8),

@@ -22,6 +22,8 @@ def finite(number: int, **about) -> list[Witness]:
     ("witnesses", "words"),
     [
         ([Witness(batches=(3, 3), loss=NAN)], "batch 3: loss nan"),
+        ([Witness(epoch=0, batches=(3, 3), loss=NAN)], "batch 3: loss nan"),
+        ([Witness(epoch=2, batches=(3, 3), loss=NAN)], "epoch 2, batch 3: loss nan"),
         (
             [Witness(batches=(3, 3), loss=0.25)],
             "batch 3: loss 0.25, finite: it began after the loss, in the backward pass",

@@ -207,6 +207,12 @@ def test_the_verdict_is_that_of_the_worst_open_warning(js: Call, diagnoses: Any,
     assert words in f"{verdict['head']} {verdict['text']}"
 
 
+def test_a_run_without_a_reading_is_not_called_well(js: Call) -> None:
+    """Whoever forgot to train with it, or to enter the `with` block of `attach`, is told so, and not in green."""
+    verdict = js("(m, run) => m.verdictOn(run)", {**described(), "last_step": None, "series": []}, "runs")
+    assert (verdict["kind"], verdict["head"]) == ("notice", "Nothing was measured so far")
+
+
 def test_the_page_opens_where_the_worst_diagnosis_rests_and_says_so(js: Call) -> None:
     """A warning of the second run outweighs a notice of the first, and what a person chose outweighs both."""
     code = "(m, [runs, part]) => { const v = m.viewToShow(runs, part); return [v.quantity, m.reasonInWords(v)]; }"
@@ -222,18 +228,18 @@ def test_the_page_opens_where_the_worst_diagnosis_rests_and_says_so(js: Call) ->
 
 
 def test_of_many_runs_the_one_that_began_last_is_shown(js: Call) -> None:
-    """By name ``version_9`` would come last; both of two runs are shown, and what a person chose goes first."""
+    """By name ``version_9`` would come last; all of up to three are shown, and what a person chose goes first."""
 
     def began(name: str, started: float) -> dict[str, Any]:
         run = {**described(), "name": name}
         return {**run, "began": started, "series": [{**series, "started": started} for series in run["series"]]}
 
-    runs = [began("version_1", 1.0), began("version_10", 10.0), began("version_9", 9.0)]
+    runs = [began("version_1", 1.0), began("version_10", 10.0), began("version_2", 2.0), began("version_9", 9.0)]
     runs.append({**described(), "name": "without a reading", "series": [], "began": 99.0})
     code = "(m, [runs, chosen]) => m.runsToShow(runs, chosen).map((run) => run.name)"
     assert js(code, [runs, []], "runs") == ["version_10"]
     assert js(code, [runs, ["version_1"]], "runs") == ["version_1"]
-    assert js(code, [runs[:2], []], "runs") == ["version_1", "version_10"]
+    assert js(code, [runs[:3], []], "runs") == ["version_1", "version_10", "version_2"]
 
 
 def test_a_run_that_was_switched_off_before_its_first_reading_is_shown_and_says_why(js: Call) -> None:
@@ -245,7 +251,7 @@ def test_a_run_that_was_switched_off_before_its_first_reading_is_shown_and_says_
     assert told["text"] == "Before its first reading: ValueError: x."
     code = "(m, runs) => m.runsToShow(runs, []).map((run) => run.name)"
     well = [{**described(), "name": name, "series": [{"started": 1.0}], "began": 1.0} for name in "ab"]
-    for runs, shown in (([off], ["off"]), ([well[0], off], ["a", "off"]), ([off, *well], ["off"])):
+    for runs, shown in (([off], ["off"]), ([well[0], off], ["a", "off"]), ([off, *well, well[0]], ["off"])):
         assert js(code, runs, "runs") == shown
     silent = {**described(), "name": "silent", "series": []}
     assert js(code, [silent], "runs") == ["silent"]

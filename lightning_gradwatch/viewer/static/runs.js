@@ -3,7 +3,7 @@
 import { counted, plainNumber } from "./numbers.js";
 
 // So many fit under each other before a person has to scroll far.
-const SHOWN_UNASKED = 2;
+const SHOWN_UNASKED = 3;
 /** More pictures than that are not drawn at once. */
 export const MOST_RUNS = 8;
 
@@ -23,7 +23,7 @@ export function worstFirst(diagnoses) {
   return [...diagnoses].sort((a, b) => rank(a) - rank(b) || a.step - b.step);
 }
 
-/** Choose the runs to show where nobody has: both of two, as sigmoid beside ReLU, else the one that began last. */
+/** Choose the runs to show where nobody has: all of up to three, as sigmoid beside ReLU, else the one that began last. */
 export function runsToShow(runs, chosen) {
   const known = chosen.map((name) => runs.find((run) => run.name === name)).filter(Boolean);
   if (known.length) return known;
@@ -135,13 +135,15 @@ export function verdictOn(run) {
       text: `${counted(over.length, "earlier warning")} ${over.length === 1 ? "is" : "are"} over.${also}`,
     };
   }
+  if (run.last_step === null && !notices.length) {
+    return { kind: "notice", head: "Nothing was measured so far", text: "Nothing can be said about this run yet." };
+  }
   const text = notices.length ? `${counted(notices.length, "notice")}.` : seenInWords(run);
   return { kind: notices.length ? "notice" : "well", head: "No faults seen", text };
 }
 
 function seenInWords(run) {
   const layers = Math.max(0, ...run.series.filter((series) => series.quantity !== "time").map((series) => series.num_layers));
-  if (run.last_step === null) return "Nothing was measured so far.";
   return `${counted(layers, "layer")} watched up to step ${plainNumber(run.last_step)}.`;
 }
 
