@@ -50,6 +50,10 @@ def tensors_of(returned: Any) -> list[Tensor]:
 
 
 def _leaves(returned: Any) -> Iterator[Any]:
+    if isinstance(returned, Tensor):
+        # Most layers; to ask pytree takes as long as to measure it.
+        yield returned
+        return
     for leaf in tree_leaves(returned, is_leaf=lambda part: isinstance(part, PackedSequence)):
         if isinstance(leaf, PackedSequence):
             yield leaf.data

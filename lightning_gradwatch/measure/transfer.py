@@ -26,9 +26,11 @@ class Transfer:
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self._sizes = [part.numel() for part in parts]
         device, kind = parts[0].device, torch.float32
-        for dtype in {part.dtype for part in parts}:
+        kinds = {(part.dtype, part.device) for part in parts}
+        for dtype, _ in kinds:
             kind = torch.promote_types(kind, dtype)
-        flat = parts[0].to(kind) if len(parts) == 1 else torch.cat([part.to(device, kind) for part in parts])
+        alike = parts if kinds == {(kind, device)} else [part.to(device, kind) for part in parts]
+        flat = torch.cat(list(alike)) if len(alike) > 1 else alike[0]
         self._arrived: torch.cuda.Event | None = None
         if flat.device.type == "cuda":
             # Only a copy into pinned memory is one that the host need not wait for.

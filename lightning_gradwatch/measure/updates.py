@@ -84,8 +84,11 @@ class WeightSample:
 
     def _sample(self, place: int) -> Tensor:
         several, stride = self._parameters[place], self._strides[place]
-        device = several[0].device
-        return torch.cat([_every(stride, parameter).to(device) for parameter in several])
+        parts = [_every(stride, parameter) for parameter in several]
+        if len({part.device for part in parts}) > 1:
+            parts = [part.to(parts[0].device) for part in parts]
+        # It copies, also where there is only one.
+        return torch.cat(parts)
 
 
 def _moves(parameter: Tensor) -> bool:
@@ -101,7 +104,7 @@ def _stride(parameters: Sequence[Tensor]) -> int:
 
 
 def _every(stride: int, parameter: Tensor) -> Tensor:
-    """Return a copy of about every n-th number, in float32 at least, as one vector."""
+    """Return about every n-th number, in float32 at least, as one vector that may be the parameter's own memory."""
     value = local(parameter.detach())
     if value.is_complex():
         value = torch.view_as_real(value)
@@ -120,4 +123,4 @@ def _every(stride: int, parameter: Tensor) -> Tensor:
         while gcd(stride, row) > 1:
             stride += 1
         flat = flat[::stride]
-    return flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)
+    return flat.float() if flat.dtype.itemsize < 4 else flat
