@@ -158,7 +158,10 @@ class Judge:
     def _order_of(self, history: GradientHistory) -> IntArray:
         """Return the forward order as an array, made anew only where it has changed."""
         if self._order[0] is not history.order:
-            self._order = history.order, np.array(history.order, dtype=np.int64)
+            order = np.array(history.order, dtype=np.int64)
+            # All readings share it: a person's rule that sorted it in place would spoil those to come.
+            order.flags.writeable = False
+            self._order = history.order, order
         return self._order[1]
 
     def _ask(self, observations: Observations) -> list[Diagnosis]:

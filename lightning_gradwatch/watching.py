@@ -381,13 +381,17 @@ class Watch:
         with self._stopwatch:
             picture = self._record.close(*self._ending(error), self._picture)
         share = self.seconds / max(time.perf_counter() - self._began, 1e-9)
+        # A reading costs the same however short a step is: a small network looks dear.
+        each = (
+            f", {1e3 * self.seconds / self._record.num_readings:.2g} ms a reading" if self._record.num_readings else ""
+        )
         self._teller.say(
             closing_text(
                 self._record.num_readings,
                 self.overflowed_steps,
                 self.diagnoses,
                 picture,
-                f"{self.seconds:.1f} s, {share:.1%} of the run",
+                f"{self.seconds:.1f} s, {share:.1%} of the run{each}",
                 self.disabled_reason,
                 self.skipped_steps,
                 self._record.unheard,

@@ -13,7 +13,7 @@ from lightning_gradwatch.measure.snapshot import BoolArray, LayerDescription
 
 _SIGMOIDS = ("sigmoid", "tanh")
 _UNDERFLOW = (
-    "gradients below 6e-8, the least number of float16, become 0 on their way back, and no loss scaler is at work; or "
+    "gradients below 6e-8, the least number of float16, become 0 on their way back, and no loss scaler is known; or "
     "an operation has slope 0 (round, sign, a comparison)"
 )
 

@@ -314,7 +314,8 @@ def closing_text(
                    picture    heatmap.png
                    cost       0.1 s, 2.0% of the run
     """
-    seen = _seen(num_readings, diagnoses)
+    # Where GradWatch itself has failed, that is why there is nothing.
+    seen = "nothing" if disabled is not None and not num_readings else _seen(num_readings, diagnoses)
     if num_overflows:
         seen += f"; {num_overflows} {plural('step', num_overflows)} dropped by the loss scaler"
     if num_skipped:
@@ -342,6 +343,8 @@ def _seen(num_readings: int, diagnoses: Sequence[Diagnosis]) -> str:
     # By name: of a fault that comes and goes the list keeps the first onsets and the last one; a count would be wrong.
     over = dict.fromkeys(_word(diagnosis) for diagnosis in warnings if diagnosis.recovered_at is not None)
     parts += [f"recovered: {', '.join(over)}"] if over else []
+    num_notices = sum(diagnosis.severity == "notice" and diagnosis.recovered_at is None for diagnosis in diagnoses)
+    parts += [f"{num_notices} {plural('notice', num_notices)}"] if num_notices else []
     return f"{'; '.join(parts)} ({num_readings} readings)"
 
 

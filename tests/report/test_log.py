@@ -326,6 +326,11 @@ class TestLines:
             "           cost       1.2 s, 1.2% of the run",
         ]
 
+    def test_what_failed_before_its_first_reading_has_seen_nothing(self) -> None:
+        """The person's backward pass is not to blame."""
+        lines = closing_text(0, 0, [], "none", "0.1 s", "OSError: disk full").split("\n")
+        assert lines[1] == "           seen       nothing"
+
     @pytest.mark.parametrize(
         ("num_readings", "faults", "seen"),
         [
@@ -333,7 +338,7 @@ class TestLines:
             (9, ["n"], "no fault in 9 readings, 1 notice"),
             (9, ["n", "n"], "no fault in 9 readings, 2 notices"),
             (9, ["w"], f"{LASTING} (9 readings)"),
-            (9, ["w", "r", "n"], f"{LASTING}; recovered: VANISHING (9 readings)"),
+            (9, ["w", "r", "n"], f"{LASTING}; recovered: VANISHING; 1 notice (9 readings)"),
             (9, ["w"] * 5, f"{LASTING}; {LASTING}; {LASTING}; 2 more (9 readings)"),
             (9, ["r", "r"], "recovered: VANISHING (9 readings)"),
             (9, ["a"], f"{LASTING}, onset number 4 (9 readings)"),
