@@ -39,7 +39,8 @@ def main() -> None:
         if "bare" in asked.only:
             bare[work.name] = steps_of(work, asked.rounds)
         if "trainer" in asked.only:
-            fits[work.name] = fits_of(work, VARIANTS, asked.fits)
+            variants = [variant for variant in VARIANTS if not (variant.dear and work.many_layers)]
+            fits[work.name] = fits_of(work, variants, asked.fits)
     grows = "growth" in asked.only
     layers = list(by_layers(asked.rounds)) if grows else []
     parameters = list(by_parameters(asked.rounds)) if grows else []

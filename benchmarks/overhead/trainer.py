@@ -66,8 +66,6 @@ def _steps(work: Work, variant: Variant) -> list[tuple[float, float]]:
     torch.manual_seed(0)
     module = module_of(work.make(), work.loss, logs_norms=variant.logs_norms)
     clock = _Clock()
-    few = variant.dear and work.many_layers
-    warm_up, steps = (2, 4) if few else (_WARM_UP, work.steps)
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = {"logger": False, **variant.trainer}
@@ -76,11 +74,11 @@ def _steps(work: Work, variant: Variant) -> list[tuple[float, float]]:
         pl.Trainer(
             accelerator="cpu",
             default_root_dir=directory,
-            max_steps=steps + warm_up + 1,
+            max_steps=work.steps + _WARM_UP + 1,
             callbacks=[*variant.callbacks(module), clock],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             **settings,
         ).fit(module, torch.utils.data.DataLoader(_Batches(work), batch_size=None))
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(clock.begins[warm_up:])]
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(clock.begins[_WARM_UP:])]

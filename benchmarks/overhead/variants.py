@@ -28,7 +28,7 @@ class Variant:
         trainer: Arguments of the Trainer.
         logs_norms: Whether the module logs ``grad_norm`` as Lightning's documentation shows.
         rare: What a step costs more is paid once in so many steps, since it is done in every one here.
-        dear: Whether a step takes seconds where there are thousands of layers: then few are timed.
+        dear: Whether a step takes seconds where there are thousands of layers; there it is left out.
     """
 
     name: str
