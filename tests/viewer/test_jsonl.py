@@ -30,8 +30,9 @@ def write(directory: Path, *lines: object) -> Path:
 def test_what_a_run_has_written_is_read(tmp_path):
     """By the sink of the training run."""
     sink = JsonlSink(tmp_path)
-    sink.write(SimpleNamespace(onsets=[SICK], recoveries=[]))
-    sink.write(SimpleNamespace(onsets=[], recoveries=[replace(SICK, recovered_at=9)]))
+    over = replace(SICK, recovered_at=9)
+    sink.write(SimpleNamespace(onsets=[SICK], recoveries=[], diagnoses=[SICK]))
+    sink.write(SimpleNamespace(onsets=[], recoveries=[over], diagnoses=[over]))
     (told,) = Run("r", (), read_events(sink.path)).diagnoses
     assert told == {**SICK.to_dict(), "recovered_at": 9}
 
