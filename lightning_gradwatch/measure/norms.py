@@ -133,12 +133,25 @@ def measure_with_weights(
     members = np.arange(len(gradients))
     if len(present) < len(gradients):
         members = np.array([i for i in members.tolist() if gradients[i] is not None], dtype=np.int64)
-    alike = _plainly_alike(index, present)
     if not weights:
-        norms = _norms_of(present, None, alike, index.largest)
+        norms, alike = _norms_and_whether_alike(present, index)
         return GradientNorms(index, optimizer, present, members, norms, alike), None
+    alike = are_alike(present)
     norms = norms_of(present + [index.parameters[i] for i in index.filled])
     return GradientNorms(index, optimizer, present, members, norms[: len(present)], alike), norms[len(present) :]
+
+
+def _norms_and_whether_alike(gradients: Sequence[Tensor], index: ParameterIndex) -> tuple[Tensor, bool]:
+    """Measure gradients and tell whether they are alike, without a question to each of them where that can be."""
+    if gradients and _plainly_alike(index, gradients) and gradients[0].dtype.itemsize > 1:
+        try:
+            return _norms_of_alike(gradients, None, index.largest), True
+        except RuntimeError:
+            # Some may have changed their place since; any other failure a second try would only repeat.
+            if are_alike(gradients):
+                raise
+    alike = are_alike(gradients)
+    return _norms_of(gradients, None, alike), alike
 
 
 def _plainly_alike(index: ParameterIndex, gradients: Sequence[Tensor]) -> bool:
@@ -184,19 +197,19 @@ def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Ten
     return _norms_of(tensors, dtype, are_alike(tensors))
 
 
-def _norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None, alike: bool, largest: int | None = None) -> Tensor:
-    """Do the same, knowing what the tensors are like, and perhaps how many numbers the largest has."""
+@torch.no_grad()
+def _norms_of_alike(tensors: Sequence[Tensor], dtype: torch.dtype | None, largest: int | None = None) -> Tensor:
+    """Do the same, knowing that they are alike, and perhaps how many numbers the largest has."""
+    return torch.stack(_norms_of_a_kind(list(tensors), _sums_of(tensors[0], dtype), largest))
+
+
+def _norms_of(tensors: Sequence[Tensor], dtype: torch.dtype | None, alike: bool) -> Tensor:
+    """Do the same, knowing whether they are alike."""
     if not tensors:
         return torch.zeros(0)
+    if alike and tensors[0].dtype.itemsize > 1:
+        return _norms_of_alike(tensors, dtype)
     with torch.no_grad():
-        if alike and tensors[0].dtype.itemsize > 1:
-            # The same as below, without a question to each tensor.
-            try:
-                return torch.stack(_norms_of_a_kind(list(tensors), _sums_of(tensors[0], dtype), largest))
-            except RuntimeError:
-                # Some may be of another dtype or device since; any other failure a second try would only repeat.
-                if are_alike(tensors):
-                    raise
         places = [_place(tensor) for tensor in tensors]
         if places.count(places[0]) == len(places):
             return _norms_at_one_place(tensors, dtype)

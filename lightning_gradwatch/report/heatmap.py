@@ -27,7 +27,7 @@ FLUSH_SECONDS = 10.0
 # of 500 layers takes 0.5 ms.
 _AT_ONCE = 4
 # Single readings go into one record of the file, at the latest when it is brought to disk. Ours, 20 layers: a reading
-# costs 0.05 ms so, and 0.2 ms in a record of its own, half of it for TensorBoard's checksum in Python.
+# costs 0.1 ms so, and 0.2 ms in a record of its own, much of it for TensorBoard's checksum in Python.
 _TOGETHER = 32
 # A model that gets new layers over and over would have everything written again each time: those that come later are
 # left out. Ours: growing networks and late optimizers need a few.

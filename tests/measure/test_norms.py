@@ -230,6 +230,28 @@ def test_a_fault_of_the_device_is_told_as_it_is(monkeypatch):
     assert len(calls) == 1
 
 
+def test_where_some_have_moved_a_clipper_is_not_told_that_all_are_alike(monkeypatch):
+    """As when part of a model goes to another device: the fused call fails, and is not tried by a clipper either."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    index = index_of(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    assert measure_gradients(index).alike
+    model[1].double()
+    fused, tried = torch._foreach_norm, []
+
+    def fails_once(*arguments, **more):
+        if not tried:
+            tried.append(1)
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return fused(*arguments, **more)
+
+    monkeypatch.setattr(torch, "_foreach_norm", fails_once)
+    measured = measure_gradients(index)
+    assert (tried, measured.alike) == ([1], False)
+    np.testing.assert_allclose(measured.norms, [norm(p.grad) for p in model.parameters()], rtol=1e-6)
+
+
 def test_gradients_and_weights_are_read_in_one_pass():
     """One fused call for all, as for the gradients alone."""
     index = index_of(some_gradients())
